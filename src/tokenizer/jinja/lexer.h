@@ -1,0 +1,40 @@
+// Splits a template into text and the tokens inside its tags, and applies white-space control
+// (trim_blocks and lstrip_blocks are on, as transformers sets them). Used by the parser only.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/status.h"
+
+namespace lserve::jinja {
+
+enum class TokenKind : uint8_t {
+  kText,
+  kTagBegin,  // {%
+  kTagEnd,
+  kPrintBegin,  // {{
+  kPrintEnd,
+  kName,
+  kString,
+  kInt,
+  kFloat,
+  kOperator,
+  kEnd
+};
+
+struct Token {
+  TokenKind kind = TokenKind::kEnd;
+  std::string text;  // decoded, for strings
+  int line = 1;
+};
+
+// Ends with a kEnd token.
+Result<std::vector<Token>> Tokenize(std::string_view source);
+
+// "chat template, line 7: message"
+Status TemplateError(int line, std::string_view message);
+
+}  // namespace lserve::jinja

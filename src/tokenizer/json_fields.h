@@ -1,0 +1,65 @@
+// Reading members of tokenizer.json with errors that say where. Used inside src/tokenizer only.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "base/json.h"
+#include "base/strings.h"
+
+namespace lserve {
+
+inline Status BadField(std::string_view where, std::string_view value, std::string_view expected) {
+  return Status(Code::kCorruptModel,
+                StrCat(where, " is ", value, "; expected ", expected, "; check tokenizer.json"));
+}
+
+inline Status Unsupported(std::string_view where, std::string_view value, std::string_view known) {
+  return Status(Code::kUnsupported, StrCat(where, " \"", value, "\" is not implemented; expected ",
+                                           known, "; use another checkpoint"));
+}
+
+// A missing or null member is the default.
+inline Result<bool> BoolField(const Json& object,
+                              std::string_view where,
+                              std::string_view name,
+                              bool otherwise) {
+  const Json* value = object.Find(name);
+  if (value == nullptr || value->is_null()) return otherwise;
+  if (!value->is_bool()) return BadField(StrCat(where, ".", name), value->TypeName(), "a bool");
+  return value->as_bool();
+}
+
+inline Result<std::string> StringField(const Json& object,
+                                       std::string_view where,
+                                       std::string_view name) {
+  const Json* value = object.Find(name);
+  if (value == nullptr || !value->is_string()) {
+    return BadField(StrCat(where, ".", name), value == nullptr ? "missing" : value->TypeName(),
+                    "a string");
+  }
+  return value->as_string();
+}
+
+inline Result<int64_t> IntField(const Json& object,
+                                std::string_view where,
+                                std::string_view name,
+                                int64_t otherwise) {
+  const Json* value = object.Find(name);
+  if (value == nullptr || value->is_null()) return otherwise;
+  if (!value->is_int()) return BadField(StrCat(where, ".", name), value->TypeName(), "an integer");
+  return value->as_int();
+}
+
+inline Result<const Json::Array*> ArrayField(const Json& object,
+                                             std::string_view where,
+                                             std::string_view name) {
+  const Json* value = object.Find(name);
+  if (value == nullptr || !value->is_array()) {
+    return BadField(StrCat(where, ".", name), value == nullptr ? "missing" : value->TypeName(),
+                    "an array");
+  }
+  return &value->as_array();
+}
+
+}  // namespace lserve
