@@ -1,0 +1,68 @@
+// AttentionSettings: what the user can say about sparsity. Plain data; attention/policy.h turns it
+// into plans.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/status.h"
+
+namespace lserve {
+
+enum class AttentionMode : uint8_t {
+  kAuto,    // each query is dense below `min_context`, sparse from there on
+  kDense,   // every query sees everything; nothing is trimmed, no selector runs
+  kSparse,  // as auto with min_context 0
+};
+std::string_view Name(AttentionMode mode);
+std::optional<AttentionMode> ParseAttentionMode(std::string_view name);
+
+struct AttentionSettings {
+  AttentionMode mode = AttentionMode::kAuto;
+
+  // Tokens that a retrieval head reads in a decode step, in whole pages of 64 (rounded down), the
+  // always-kept first and two newest pages included. At or below it every page is read: exact
+  // attention. Larger is safer and slower.
+  int token_budget = 4096;
+
+  // What a streaming head sees: the first `sink_tokens` and the newest `recent_tokens` positions,
+  // itself included, exact to the token.
+  int sink_tokens = 128;
+  int recent_tokens = 256;
+  // The window while a prompt is read; 0: recent_tokens. A wider one costs prefill time and, until
+  // the prompt ends, pages.
+  int prefill_recent_tokens = 0;
+
+  // In auto mode a query at a position below this is dense, in prefill and in decode, so that short
+  // prompts are exact. It decides by position, never by the length of the prompt (design: the
+  // prefix rule).
+  int64_t min_context = 8192;
+
+  // A page list is chosen anew every this many decode steps of its sequence. 1 is the most exact.
+  // 0: as many as the budget carries, interval().
+  int selector_interval = 0;
+
+  int prefill_window() const {
+    return prefill_recent_tokens > 0 ? prefill_recent_tokens : recent_tokens;
+  }
+
+  // 4 (LServe's) at the default budget of 4096 tokens, less below: budget / 1024, at least 1. A
+  // list that is reused must hold what the next queries ask for, and a small one does not: see
+  // docs/adr/0010-reuse-needs-budget.md for the counts.
+  int interval() const {
+    return selector_interval > 0 ? selector_interval : std::clamp(token_budget / 1024, 1, 4);
+  }
+
+  // All problems, one line each; empty if there is none.
+  std::vector<std::string> Problems() const;
+};
+
+// Whether prefill with `a` and with `b` gives the same keys and values, so that one's cached prefix
+// serves the other. The decode-only settings do not count.
+bool SamePrefill(const AttentionSettings& a, const AttentionSettings& b);
+
+}  // namespace lserve

@@ -1,0 +1,172 @@
+#include "attention/policy.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "base/check.h"
+
+namespace lserve {
+namespace {
+
+constexpr int kTilePages = kTileTokens / kPageTokens;
+
+int64_t RoundDown(int64_t x, int64_t unit) {
+  return x / unit * unit;
+}
+
+// Appends a row that reads the sink pages, then everything from `first_token` on.
+void AddSinkAndWindow(
+    PlanRow row, int64_t first_token, int64_t num_keys, int unit, PagePlan* plan) {
+  const PageIdx pages_per_unit = unit / kPageTokens;
+  row.newest = {.first = static_cast<PageIdx>(RoundDown(first_token, unit) / kPageTokens),
+                .last = NumPages(num_keys)};
+  const PageIdx sink_pages =
+      (NumPages(row.sink_end) + pages_per_unit - 1) / pages_per_unit * pages_per_unit;
+  const PageIdx sink_last = std::min(sink_pages, row.newest.first);
+  if (sink_last > 0) {
+    row.first_run = static_cast<int>(plan->runs.size());
+    row.num_runs = 1;
+    plan->runs.push_back({.first = 0, .last = sink_last});
+  }
+  plan->rows.push_back(row);
+}
+
+void AddDense(PlanRow row, int64_t num_keys, PagePlan* plan) {
+  row.newest = {.first = 0, .last = NumPages(num_keys)};
+  plan->rows.push_back(row);
+}
+
+}  // namespace
+
+int64_t FirstSparsePosition(const AttentionSettings& settings) {
+  switch (settings.mode) {
+    case AttentionMode::kAuto:
+      return settings.min_context;
+    case AttentionMode::kDense:
+      return std::numeric_limits<int64_t>::max();
+    case AttentionMode::kSparse:
+      return 0;
+  }
+  LS_CHECK(false) << "attention mode " << static_cast<int>(settings.mode);
+  return 0;
+}
+
+int BudgetPages(const AttentionSettings& settings) {
+  return settings.token_budget / kPageTokens;
+}
+
+int SelectionCapacity(const AttentionSettings& settings) {
+  return BudgetPages(settings) - kForcedSinkPages - kForcedNewestPages + 2;
+}
+
+void PlanPrefill(const AttentionSettings& settings,
+                 const KvLayout& layout,
+                 const RowRange& range,
+                 PagePlan* plan) {
+  const int64_t first_sparse = FirstSparsePosition(settings);
+  const int64_t end = range.first_position + range.num_rows;
+  for (int64_t p = range.first_position; p < end;) {
+    int64_t next = std::min(end, RoundDown(p, kTileTokens) + kTileTokens);
+    if (p < first_sparse) next = std::min(next, first_sparse);
+    for (const Way way : kWays) {
+      if (layout.way(way).num_entries == 0) continue;
+      PlanRow row{.sequence = range.sequence,
+                  .way = way,
+                  .first_query = range.first_row + static_cast<int>(p - range.first_position),
+                  .num_queries = static_cast<int>(next - p),
+                  .first_position = p};
+      if (way == Way::kRetrieval || p < first_sparse) {
+        AddDense(row, next, plan);
+        continue;
+      }
+      row.sink_end = settings.sink_tokens;
+      row.window = settings.prefill_window();
+      const int64_t first_token = std::max<int64_t>(0, p - row.window + 1);
+      AddSinkAndWindow(row, first_token, next, kTileTokens, plan);
+    }
+    p = next;
+  }
+}
+
+DecodeDecision PlanDecode(const AttentionSettings& settings,
+                          const KvLayout& layout,
+                          const RowRange& range,
+                          SelectionState* state,
+                          PagePlan* plan) {
+  LS_CHECK_EQ(range.num_rows, 1);
+  const int64_t p = range.first_position;
+  const int64_t num_keys = p + 1;
+  const PageIdx num_pages = NumPages(num_keys);
+  const bool sparse = p >= FirstSparsePosition(settings);
+  const PlanRow row{.sequence = range.sequence,
+                    .first_query = range.first_row,
+                    .num_queries = 1,
+                    .first_position = p};
+  DecodeDecision decision;
+
+  PlanRow retrieval = row;
+  if (layout.way(Way::kRetrieval).num_entries == 0) {
+    // Nothing to read.
+  } else if (sparse && num_pages > BudgetPages(settings)) {
+    decision.sparse = true;
+    decision.selects = state->age < 0 || state->age >= settings.interval();
+    state->age = decision.selects ? 1 : state->age + 1;
+    retrieval.selection = static_cast<int>(plan->selections.size());
+    plan->selections.push_back(state->table);
+    retrieval.newest = {.first = num_pages - kForcedNewestPages, .last = num_pages};
+    plan->rows.push_back(retrieval);
+  } else {
+    state->age = -1;
+    AddDense(retrieval, num_keys, plan);
+  }
+
+  PlanRow streaming = row;
+  streaming.way = Way::kStreaming;
+  const int64_t first_token = std::max<int64_t>(0, p - settings.recent_tokens + 1);
+  if (layout.way(Way::kStreaming).num_entries == 0) {
+    // Nothing to read.
+  } else if (sparse && first_token > settings.sink_tokens) {
+    decision.sparse = true;
+    streaming.sink_end = settings.sink_tokens;
+    streaming.window = settings.recent_tokens;
+    AddSinkAndWindow(streaming, first_token, num_keys, kPageTokens, plan);
+  } else {
+    AddDense(streaming, num_keys, plan);
+  }
+  return decision;
+}
+
+int64_t StreamingKeepFrom(const AttentionSettings& settings,
+                          int64_t next_position,
+                          bool in_prompt) {
+  if (next_position < FirstSparsePosition(settings)) return 0;
+  const int64_t window = in_prompt ? std::max(settings.prefill_window(), settings.recent_tokens)
+                                   : settings.recent_tokens;
+  return RoundDown(std::max<int64_t>(0, next_position - window + 1), kTileTokens);
+}
+
+int64_t StreamingSinkEnd(const AttentionSettings& settings) {
+  return RoundDown(settings.sink_tokens + kTileTokens - 1, kTileTokens);
+}
+
+int64_t PagesVisited(const PlanRow& row, std::span<const PageRun> runs) {
+  int64_t pages = row.newest.last - row.newest.first;
+  for (const PageRun& run : runs) {
+    pages += std::max(0, std::min(run.last, row.newest.first) - run.first);
+  }
+  return pages;
+}
+
+int64_t TilesVisited(const PlanRow& row, const PagePlan& plan) {
+  const auto tiles = [](PageIdx first, PageIdx last) {
+    return (last + kTilePages - 1) / kTilePages - first / kTilePages;
+  };
+  int64_t visited = tiles(row.newest.first, row.newest.last);
+  for (const PageRun& run : plan.RunsOf(row, 0)) {
+    const PageIdx last = std::min(run.last, row.newest.first);
+    if (last > run.first) visited += tiles(run.first, last);
+  }
+  return visited;
+}
+
+}  // namespace lserve

@@ -1,0 +1,66 @@
+// The attention policies: what each query may read, written as plan rows, and what the streaming
+// way may forget. No arithmetic on keys or values happens here. Used by the engine.
+#pragma once
+
+#include <cstdint>
+
+#include "attention/attention_settings.h"
+#include "attention/page_plan.h"
+#include "kv/kv_layout.h"
+
+namespace lserve {
+
+// Pages that every selected list contains: the attention sink, and the newest, whose keys the next
+// tokens depend on most. research: without them the softmax over the other pages loses its mass
+// to them, and answers fail.
+inline constexpr int kForcedSinkPages = 1;
+inline constexpr int kForcedNewestPages = 2;
+
+// First position that is sparse: 0, settings.min_context, or never.
+int64_t FirstSparsePosition(const AttentionSettings& settings);
+
+// Adds the rows of a prompt chunk: for each way that has heads, tiles of at most kTileTokens
+// queries at absolute alignment, cut where sparsity begins. Retrieval heads read everything;
+// streaming heads, from the first sparse position on, sink and prefill window. What a query reads
+// depends on its position alone, so any chunking gives the same.
+void PlanPrefill(const AttentionSettings& settings,
+                 const KvLayout& layout,
+                 const RowRange& range,
+                 PagePlan* plan);
+
+// The page lists of one decoding sequence, and how old they are.
+struct SelectionState {
+  SelectionTable table;
+  int age = -1;  // decode steps since they were chosen; < 0: never
+};
+// Runs that a list of the largest size can take: every chosen page its own run, the forced ones
+// two.
+int SelectionCapacity(const AttentionSettings& settings);
+
+struct DecodeDecision {
+  bool sparse = false;   // some head skips pages
+  bool selects = false;  // the lists are due: SelectPages has to run before the attention
+};
+
+// Adds the rows of one decode query (range.num_rows == 1). At or below the budget, or before the
+// first sparse position, every page is read: one run, no selection.
+DecodeDecision PlanDecode(const AttentionSettings& settings,
+                          const KvLayout& layout,
+                          const RowRange& range,
+                          SelectionState* state,
+                          PagePlan* plan);
+int BudgetPages(const AttentionSettings& settings);
+
+// The first position that streaming heads may still have to read, apart from the sink, when the
+// next query is at `next_position`; 0: nothing may be dropped. While a prompt is read the wider of
+// the prefill and the decode window counts.
+int64_t StreamingKeepFrom(const AttentionSettings& settings, int64_t next_position, bool in_prompt);
+// The end of the sink that must stay: in whole tiles, since prefill lists are in tiles.
+int64_t StreamingSinkEnd(const AttentionSettings& settings);
+
+// Key tiles of kTileTokens keys that a prefill row visits, per head.
+int64_t TilesVisited(const PlanRow& row, const PagePlan& plan);
+// Pages that a row of a decode plan visits for one head.
+int64_t PagesVisited(const PlanRow& row, std::span<const PageRun> runs);
+
+}  // namespace lserve
