@@ -1,0 +1,66 @@
+// Backend: the ops a Llama-family forward pass needs, on one device. Coarse on purpose: a virtual
+// call is nanoseconds before an op of microseconds. Implementations: reference (normative), cpu.
+// Made by backend/registry.h; used by the model and the engine, from the engine's thread only.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+
+#include "backend/kv_store.h"
+#include "backend/ops.h"
+#include "base/status.h"
+
+namespace lserve {
+
+class Backend {
+ public:
+  Backend() = default;
+  virtual ~Backend() = default;
+  Backend(const Backend&) = delete;
+  Backend& operator=(const Backend&) = delete;
+
+  // "reference", "cpu".
+  virtual std::string name() const = 0;
+  // For people: instruction set, threads.
+  virtual std::string description() const = 0;
+
+  // Memory, 64-byte aligned, content unspecified.
+  virtual Result<Buffer> Allocate(size_t bytes) = 0;
+  virtual void CopyToDevice(void* device, const void* host, size_t bytes) = 0;
+  virtual void CopyToHost(void* host, const void* device, size_t bytes) = 0;
+
+  // Makes constant host bytes (a mapped tensor) readable by ops. Host backends share them, so
+  // `bytes` must outlive the buffer.
+  virtual Result<Buffer> ImportConstant(std::span<const std::byte> bytes);
+
+  // KV cache: the size of one head's part of a page, and the pages themselves.
+  virtual KvHeadBytes kv_head_bytes(DType dtype, int head_dim) const = 0;
+  virtual Result<std::unique_ptr<KvStore>> MakeKvStore(const KvLayout& layout,
+                                                       const PageId (&max_pages)[kNumWays]) = 0;
+
+  // Stacks `parts` by rows ([rows, in_features] each, of one dtype) into a weight. `bias` has one
+  // float per out feature, or none.
+  virtual Result<LinearWeight> PackLinear(std::span<const WeightPart> parts,
+                                          int64_t in_features,
+                                          std::span<const float> bias) = 0;
+
+  virtual Status GatherRows(const GatherRowsParams& params) = 0;
+  virtual Status RmsNorm(const RmsNormParams& params) = 0;
+  virtual Status Linear(const LinearParams& params) = 0;
+  virtual Status SiluMul(const SiluMulParams& params) = 0;
+  virtual Status Rope(const RopeParams& params) = 0;
+  virtual Status AppendKv(const AppendKvParams& params) = 0;
+  virtual Status SelectPages(const SelectPagesParams& params) = 0;
+  // Rows with up to kTileTokens queries each.
+  virtual Status PrefillAttention(const AttentionParams& params) = 0;
+  // Rows with few queries (one, or more with speculation) and many pages.
+  virtual Status DecodeAttention(const AttentionParams& params) = 0;
+};
+
+inline Result<Buffer> Backend::ImportConstant(std::span<const std::byte> bytes) {
+  void* data = const_cast<std::byte*>(bytes.data());
+  return Buffer{.data = std::shared_ptr<void>(data, [](void*) {}), .bytes = bytes.size()};
+}
+
+}  // namespace lserve

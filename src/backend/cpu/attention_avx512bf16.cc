@@ -1,0 +1,20 @@
+// Attention kernels for AVX-512 with bf16 dot products.
+#define LS_BF16_DOT 1
+#include "backend/cpu/attention-inl.h"
+
+namespace lserve {
+
+const AttentionKernels kAttentionAvx512Bf16 = {
+    .query_element_bytes = kQueryElementBytes,
+    .pack_queries = PackQueries,
+    .attend_page = AttendPage,
+    .dequantize_page = DequantizePage,
+    .round_row = RoundRow,
+    .range_of_row = RangeOfRow,
+    .quantize_row = QuantizeRow,
+    .fold_row = FoldRow,
+    .pack_bound_query = PackBoundQuery,
+    .score_pages = ScorePages,
+};
+
+}  // namespace lserve

@@ -1,0 +1,24 @@
+// Attention kernels for a compiler's choice of portable instructions.
+#define LS_BF16_DOT 0
+// Four emulated lanes. Highway refuses them to GCC before 12.3, which gets wide multiplications for
+// their upper half wrong (GCC bug 106322); there is none here.
+#define HWY_BROKEN_EMU128 0
+#define HWY_COMPILE_ONLY_EMU128
+#include "backend/cpu/attention-inl.h"
+
+namespace lserve {
+
+const AttentionKernels kAttentionGeneric = {
+    .query_element_bytes = kQueryElementBytes,
+    .pack_queries = PackQueries,
+    .attend_page = AttendPage,
+    .dequantize_page = DequantizePage,
+    .round_row = RoundRow,
+    .range_of_row = RangeOfRow,
+    .quantize_row = QuantizeRow,
+    .fold_row = FoldRow,
+    .pack_bound_query = PackBoundQuery,
+    .score_pages = ScorePages,
+};
+
+}  // namespace lserve

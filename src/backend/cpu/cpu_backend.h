@@ -1,0 +1,63 @@
+// CpuBackend: the ops on this machine's cores. One SIMD path is chosen at construction and used for
+// everything, so that results depend on the instruction set but on nothing else: not on the number
+// of threads, rows or pages. The ops are spread over the .cc files of this folder; what runs per
+// instruction set hides behind CpuKernels.
+#pragma once
+
+#include <string>
+
+#include "backend/backend.h"
+#include "backend/cpu/cpu_isa.h"
+#include "base/thread_pool.h"
+
+namespace lserve {
+
+struct LinearKernels;
+struct AttentionKernels;
+
+class CpuBackend final : public Backend {
+ public:
+  // REQUIRES: isa <= BestCpuIsa(). `num_threads` 0: every core this process may use.
+  CpuBackend(CpuIsa isa, int num_threads);
+  ~CpuBackend() override;
+
+  std::string name() const override { return "cpu"; }
+  std::string description() const override;
+
+  // cpu_backend.cc
+  Result<Buffer> Allocate(size_t bytes) override;
+  void CopyToDevice(void* device, const void* host, size_t bytes) override;
+  void CopyToHost(void* host, const void* device, size_t bytes) override;
+
+  // linear.cc
+  Result<LinearWeight> PackLinear(std::span<const WeightPart> parts,
+                                  int64_t in_features,
+                                  std::span<const float> bias) override;
+  Status Linear(const LinearParams& params) override;
+
+  // elementwise.cc
+  Status GatherRows(const GatherRowsParams& params) override;
+  Status RmsNorm(const RmsNormParams& params) override;
+  Status SiluMul(const SiluMulParams& params) override;
+  Status Rope(const RopeParams& params) override;
+
+  // cpu_kv_store.cc
+  KvHeadBytes kv_head_bytes(DType dtype, int head_dim) const override;
+  Result<std::unique_ptr<KvStore>> MakeKvStore(const KvLayout& layout,
+                                               const PageId (&max_pages)[kNumWays]) override;
+  Status AppendKv(const AppendKvParams& params) override;
+
+  // attention.cc, select_pages.cc
+  Status SelectPages(const SelectPagesParams& params) override;
+  Status PrefillAttention(const AttentionParams& params) override;
+  Status DecodeAttention(const AttentionParams& params) override;
+
+ private:
+  CpuIsa isa_;
+  ThreadPool pool_;
+  const LinearKernels* linear_;        // GEMM and elementwise kernels of isa_
+  const AttentionKernels* attention_;  // attention, selection and quantization kernels of isa_
+  Buffer linear_scratch_;              // x in the kernels' format, partial sums; see linear.cc
+};
+
+}  // namespace lserve

@@ -1,0 +1,254 @@
+// Linear of the cpu backend against a double loop, on every instruction set of this processor.
+//
+// The bound: both sides multiply the same rounded inputs. In float, each of the K terms costs at
+// most two roundings (product and sum; one with a fused multiply-add), bias and y one each, every
+// one relative to a partial sum of at most S = sum |x w| + |bias| + |y|: |error| <= (2 K + 2) u S
+// with u = 2^-24, to first order in K u < 1e-3. The bf16 dot product also flushes denormals, which
+// the test data has none of.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "backend/cpu/cpu_backend.h"
+#include "base/half.h"
+#include "base/rng.h"
+#include "base/strings.h"
+
+namespace lserve {
+namespace {
+
+std::vector<CpuIsa> UsableIsas() {
+  std::vector<CpuIsa> isas;
+  for (const CpuIsa isa : kAllCpuIsas) {
+    if (isa <= BestCpuIsa()) isas.push_back(isa);
+  }
+  return isas;
+}
+
+// A matrix [rows, cols] of a type, and the values it holds as doubles.
+struct TestMatrix {
+  std::vector<uint8_t> bytes;
+  std::vector<double> values;
+};
+
+TestMatrix RandomWeights(Rng& rng, DType dtype, int64_t count) {
+  TestMatrix m;
+  m.bytes.resize(static_cast<size_t>(count * BitsOf(dtype) / 8));
+  for (int64_t i = 0; i < count; ++i) {
+    const float f = rng.NextFloat();
+    if (dtype == DType::kF32) {
+      std::memcpy(m.bytes.data() + 4 * i, &f, 4);
+      m.values.push_back(f);
+    } else if (dtype == DType::kBf16) {
+      const Bf16 b = ToBf16(f);
+      std::memcpy(m.bytes.data() + 2 * i, &b, 2);
+      m.values.push_back(ToFloat(b));
+    } else {
+      const F16 h = ToF16(f);
+      std::memcpy(m.bytes.data() + 2 * i, &h, 2);
+      m.values.push_back(ToFloat(h));
+    }
+  }
+  return m;
+}
+
+std::vector<float> RandomFloats(Rng& rng, int64_t count) {
+  std::vector<float> out(static_cast<size_t>(count));
+  for (float& f : out) f = rng.NextFloat();
+  return out;
+}
+
+struct Shape {
+  int64_t rows;
+  int64_t in;
+  int64_t out;
+};
+
+// A Linear with everything that can go wrong around it: two parts, strides, values between rows.
+struct Problem {
+  Problem(DType type, Shape s, bool with_bias, uint64_t seed) : dtype(type), shape(s) {
+    Rng rng(seed);
+    weights = RandomWeights(rng, dtype, s.in * s.out);
+    if (with_bias) bias = RandomFloats(rng, s.out);
+    x_stride = s.in + 5;
+    y_stride = s.out + 3;
+    x = RandomFloats(rng, s.rows * x_stride);
+    y = RandomFloats(rng, s.rows * y_stride);
+  }
+
+  LinearWeight Pack(CpuBackend& backend) const {
+    const int64_t first = shape.out / 3;
+    const uint8_t* second = weights.bytes.data() + first * shape.in * BitsOf(dtype) / 8;
+    const WeightPart parts[] = {{weights.bytes.data(), dtype, first},
+                                {second, dtype, shape.out - first}};
+    Result<LinearWeight> weight = backend.PackLinear(parts, shape.in, bias);
+    EXPECT_TRUE(weight.ok());
+    return std::move(weight).value();
+  }
+
+  // Rows [first, first + rows) of y, the rest of y as it was.
+  std::vector<float> Run(CpuBackend& backend,
+                         const LinearWeight& weight,
+                         bool accumulate,
+                         int64_t first,
+                         int64_t rows) const {
+    std::vector<float> result = y;
+    LinearParams p;
+    p.x = ConstMatrix(x.data() + first * x_stride, DType::kF32, rows, shape.in, x_stride);
+    p.weight = &weight;
+    p.y = Matrix{result.data() + first * y_stride, DType::kF32, rows, shape.out, y_stride};
+    p.accumulate = accumulate;
+    EXPECT_TRUE(backend.Linear(p).ok());
+    return result;
+  }
+
+  DType dtype;
+  Shape shape;
+  TestMatrix weights;
+  std::vector<float> bias;
+  int64_t x_stride = 0;
+  int64_t y_stride = 0;
+  std::vector<float> x;
+  std::vector<float> y;
+};
+
+void ExpectWithinBound(const Problem& p, const std::vector<float>& got, bool accumulate) {
+  for (int64_t r = 0; r < p.shape.rows; ++r) {
+    std::vector<double> x;
+    for (int64_t k = 0; k < p.shape.in; ++k) {
+      const float f = p.x[static_cast<size_t>(r * p.x_stride + k)];
+      x.push_back(p.dtype == DType::kBf16 ? ToFloat(ToBf16(f)) : f);
+    }
+    for (int64_t c = 0; c < p.shape.out; ++c) {
+      const size_t at = static_cast<size_t>(r * p.y_stride + c);
+      double sum = 0;
+      double magnitude = 0;
+      const double* w = p.weights.values.data() + c * p.shape.in;
+      for (size_t k = 0; k < x.size(); ++k) {
+        sum += x[k] * w[k];
+        magnitude += std::abs(x[k] * w[k]);
+      }
+      if (!p.bias.empty()) {
+        sum += p.bias[static_cast<size_t>(c)];
+        magnitude += std::abs(p.bias[static_cast<size_t>(c)]);
+      }
+      if (accumulate) {
+        sum += p.y[at];
+        magnitude += std::abs(p.y[at]);
+      }
+      const double bound = static_cast<double>(2 * p.shape.in + 2) * 0x1p-24 * magnitude;
+      ASSERT_NEAR(got[at], sum, bound) << "row " << r << " column " << c;
+    }
+    for (int64_t c = p.shape.out; c < p.y_stride; ++c) {
+      const size_t at = static_cast<size_t>(r * p.y_stride + c);
+      ASSERT_EQ(got[at], p.y[at]) << "between the rows of y, row " << r;
+    }
+  }
+}
+
+class LinearTest : public testing::TestWithParam<std::tuple<CpuIsa, DType>> {
+ protected:
+  CpuIsa isa() const { return std::get<0>(GetParam()); }
+  DType dtype() const { return std::get<1>(GetParam()); }
+};
+
+TEST_P(LinearTest, EqualsADoubleLoopForEveryNumberOfRows) {
+  CpuBackend backend(isa(), 2);
+  for (int64_t rows = 1; rows <= 130; rows += rows < 14 ? 1 : 29) {
+    const Problem p(dtype(), {rows, 37, 100}, false, 1);
+    const LinearWeight weight = p.Pack(backend);
+    ExpectWithinBound(p, p.Run(backend, weight, false, 0, rows), false);
+  }
+}
+
+TEST_P(LinearTest, EqualsADoubleLoopForOddShapesWithBiasAndAccumulate) {
+  CpuBackend backend(isa(), 2);
+  // 64 columns are a panel; 32 KiB of a panel a chunk of K: 128 to 256 elements.
+  for (const Shape shape :
+       {Shape{1, 1, 1}, Shape{3, 2, 63}, Shape{7, 5, 64}, Shape{2, 129, 65}, Shape{19, 255, 3},
+        Shape{13, 256, 128}, Shape{8, 257, 191}, Shape{9, 1031, 70}}) {
+    for (const bool with_bias : {false, true}) {
+      for (const bool accumulate : {false, true}) {
+        SCOPED_TRACE(StrCat(shape.rows, "x", shape.in, "x", shape.out, with_bias ? " bias" : "",
+                            accumulate ? " accumulate" : ""));
+        const Problem p(dtype(), shape, with_bias, 2);
+        const LinearWeight weight = p.Pack(backend);
+        ExpectWithinBound(p, p.Run(backend, weight, accumulate, 0, shape.rows), accumulate);
+      }
+    }
+  }
+}
+
+// The contract of ops.h, bit for bit: alone, in any company, at any place, on any number of
+// threads.
+TEST_P(LinearTest, ARowDependsOnNothingButItself) {
+  const Problem p(dtype(), {67, 1031, 150}, true, 3);
+  CpuBackend one(isa(), 1);
+  CpuBackend three(isa(), 3);
+  const LinearWeight weight = p.Pack(one);
+  const std::vector<float> all = p.Run(three, weight, true, 0, 67);
+  EXPECT_EQ(p.Run(one, weight, true, 0, 67), all);
+  for (const auto& [first, rows] : {std::pair<int64_t, int64_t>{0, 1},
+                                    {66, 1},
+                                    {5, 2},
+                                    {1, 3},
+                                    {7, 4},
+                                    {30, 5},
+                                    {11, 6},
+                                    {13, 7},
+                                    {1, 66}}) {
+    const std::vector<float> some = p.Run(three, weight, true, first, rows);
+    for (int64_t r = first; r < first + rows; ++r) {
+      for (int64_t c = 0; c < p.shape.out; ++c) {
+        const size_t at = static_cast<size_t>(r * p.y_stride + c);
+        ASSERT_EQ(some[at], all[at]) << "row " << r << " of " << rows << " from " << first;
+      }
+    }
+  }
+}
+
+TEST_P(LinearTest, NotANumberStaysInItsRow) {
+  CpuBackend backend(isa(), 2);
+  Problem p(dtype(), {8, 40, 70}, false, 4);
+  const LinearWeight weight = p.Pack(backend);
+  const std::vector<float> before = p.Run(backend, weight, false, 0, 8);
+  uint32_t bits = 0x7fffffffu;  // a NaN that naive rounding to bf16 turns into -0
+  std::memcpy(&p.x[static_cast<size_t>(3 * p.x_stride)], &bits, sizeof(bits));
+  const std::vector<float> after = p.Run(backend, weight, false, 0, 8);
+  for (int64_t r = 0; r < 8; ++r) {
+    for (int64_t c = 0; c < 70; ++c) {
+      const size_t at = static_cast<size_t>(r * p.y_stride + c);
+      if (r == 3) {
+        ASSERT_TRUE(std::isnan(after[at]));
+      } else {
+        ASSERT_EQ(after[at], before[at]);
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(AllIsas,
+                         LinearTest,
+                         testing::Combine(testing::ValuesIn(UsableIsas()),
+                                          testing::Values(DType::kBf16, DType::kF16, DType::kF32)),
+                         [](const auto& test) {
+                           return StrCat(Name(std::get<0>(test.param)), "_",
+                                         Name(std::get<1>(test.param)));
+                         });
+
+TEST(CpuLinearTest, RefusesAWeightTypeItHasNoKernelFor) {
+  CpuBackend backend(CpuIsa::kGeneric, 1);
+  const int8_t bytes[4] = {};
+  const WeightPart part{bytes, DType::kInt8, 2};
+  const Result<LinearWeight> weight = backend.PackLinear({&part, 1}, 2, {});
+  ASSERT_FALSE(weight.ok());
+  EXPECT_EQ(weight.status().code(), Code::kUnsupported);
+}
+
+}  // namespace
+}  // namespace lserve

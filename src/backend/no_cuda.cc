@@ -1,0 +1,17 @@
+// The GPU probe of a build without CUDA.
+#include "backend/cuda_probe.h"
+
+namespace lserve {
+
+bool BuiltWithCuda() {
+  return false;
+}
+
+Result<std::vector<GpuInfo>> ProbeGpus() {
+  return Status(
+      Code::kUnsupported,
+      "this lserve was built without CUDA, expected one configured with "
+      "-DLSERVE_CUDA=ON; build that (cmake --workflow --preset cuda) or use --device cpu");
+}
+
+}  // namespace lserve

@@ -1,0 +1,144 @@
+// The parameters of every op, shared by all backends and by their tests; the scalar reference
+// backend is their meaning. Matrices are row-major views; all pointers are the backend's memory.
+//
+// Numerics that every backend keeps (ADR 0004): matrices between ops are float; a Linear with a
+// 16-bit brain-float weight rounds its input to bf16 (nearest even) and accumulates in float;
+// attention rounds queries to bf16, reads K/V as stored (quantised K/V is dequantised to bf16),
+// and may round the softmax weights, relative to the running maximum, to bf16.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "attention/page_plan.h"
+#include "backend/buffer.h"
+#include "kv/kv_layout.h"
+#include "kv/page.h"
+#include "tensor/matrix.h"
+
+namespace lserve {
+
+class KvStore;
+
+// out[i] = table[indices[i]], converted to float.
+struct GatherRowsParams {
+  ConstMatrix table;                 // [n, cols], kBf16, kF16 or kF32
+  std::span<const int32_t> indices;  // [num_rows], each in [0, n)
+  Matrix out;                        // [num_rows, cols], kF32
+};
+
+// y = x / sqrt(mean(x^2) + eps) * weight, over each of `groups` equal slices of a row (1: the whole
+// row; the number of heads: per head, as Qwen3 does with q and k). x and y may be the same matrix.
+struct RmsNormParams {
+  ConstMatrix x;                  // [rows, groups * n], kF32
+  const float* weight = nullptr;  // [n]
+  float eps = 0;
+  int groups = 1;
+  Matrix y;  // as x
+};
+
+// One matrix of a checkpoint, as it lies in the file: [rows = out features, cols = in features].
+struct WeightPart {
+  const void* data = nullptr;
+  DType dtype = DType::kBf16;
+  int64_t rows = 0;
+};
+
+// The weight of a Linear, in the backend's own layout (made by Backend::PackLinear from one or more
+// parts stacked by rows). `dtype` decides how Linear rounds its input.
+struct LinearWeight {
+  DType dtype = DType::kBf16;  // kBf16, kF16, kF32; quantised types name their group
+  int64_t out_features = 0;
+  int64_t in_features = 0;
+  int quantization_group = 0;  // in features per scale; 0: not quantised
+  Buffer data;
+  Buffer scales;
+  Buffer zeros;
+  Buffer bias;  // [out_features] float, or empty
+};
+
+// y = x W^T + bias, or y += with `accumulate`. Row r of y depends on row r of x only, bit for bit,
+// whatever the number of rows.
+struct LinearParams {
+  ConstMatrix x;  // [rows, in_features], kF32
+  const LinearWeight* weight = nullptr;
+  Matrix y;  // [rows, out_features], kF32
+  bool accumulate = false;
+};
+
+// y[:, i] = silu(x[:, i]) * x[:, n + i], silu(a) = a / (1 + exp(-a)).
+struct SiluMulParams {
+  ConstMatrix x;  // [rows, 2 n], kF32: gate, then up
+  Matrix y;       // [rows, n], kF32
+};
+
+// Rotates the first `num_heads` heads of every row in place ("rotate half" pairing: element i with
+// i + head_dim / 2), by the angles of its row.
+struct RopeParams {
+  Matrix x;  // [rows, >= num_heads * head_dim], kF32
+  int num_heads = 0;
+  int head_dim = 0;
+  ConstMatrix cos;  // [rows, head_dim / 2], kF32, scaled by the attention factor
+  ConstMatrix sin;  // as cos
+};
+
+// What an op sees of one sequence's cache: logical page index -> physical page, per way. A page
+// that was trimmed away is kNoPage and never visited.
+struct SequencePages {
+  std::span<const PageId> pages[kNumWays];
+
+  PageId page(Way way, PageIdx idx) const { return pages[Index(way)][static_cast<size_t>(idx)]; }
+};
+
+// Stores K (after RoPE) and V of new tokens in their pages, in both ways, and folds the stored keys
+// into the statistics of their logical page (which the first token of a logical page resets).
+struct AppendKvParams {
+  ConstMatrix k;  // [rows, num_kv_heads * head_dim], kF32
+  ConstMatrix v;  // as k
+  KvStore* store = nullptr;
+  int layer = 0;
+  std::span<const SequencePages> sequences;
+  std::span<const RowRange> ranges;
+};
+
+// out = softmax(scale * q K^T) V over the visible keys of the planned pages. Query head h reads KV
+// head h / (num_q_heads / num_kv_heads). A query that sees no key gives zeros. A row's result
+// depends on its own queries, pages and masks only, bit for bit.
+struct AttentionParams {
+  ConstMatrix q;  // [rows, num_q_heads * head_dim], kF32, after RoPE
+  Matrix out;     // as q; only rows named by the plan are written
+  int num_q_heads = 0;
+  float scale = 0;
+  const KvStore* store = nullptr;
+  int layer = 0;
+  std::span<const SequencePages> sequences;
+  const PagePlan* plan = nullptr;
+};
+
+// One sequence whose page lists are due.
+struct SelectRequest {
+  int sequence = 0;
+  int query_row = 0;      // row of q: the newest token
+  PageIdx num_pages = 0;  // pages of the sequence, the newest one included
+  int sink_pages = 1;     // always kept, from page 0
+  int newest_pages = 2;   // always kept, at the end
+  int budget_pages = 0;   // kept in all, the forced ones included
+  SelectionTable table;   // filled for every slot of the layer
+};
+
+// For every KV head of the retrieval way: score each page by the min/max bound of its logical pages
+// (Quest, LServe section 3.4) for each query head of the group, softmax over the pages that are not
+// forced, average over the group, keep the best, ties to the lower page; write the ascending list
+// with the forced pages as runs.
+struct SelectPagesParams {
+  ConstMatrix q;  // as AttentionParams
+  int num_q_heads = 0;
+  float scale = 0;
+  const KvStore* store = nullptr;
+  int layer = 0;
+  std::span<const SequencePages> sequences;
+  std::span<const SelectRequest> requests;
+};
+
+}  // namespace lserve

@@ -1,0 +1,20 @@
+// Makes a backend from what the user asked for; the only file that knows them all.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "backend/backend.h"
+#include "base/status.h"
+
+namespace lserve {
+
+struct BackendConfig {
+  std::string device = "auto";   // auto, cpu, cuda[:N], reference
+  int num_threads = 0;           // 0: every core this process may use
+  std::string cpu_isa = "auto";  // auto, generic, avx2, avx512, avx512bf16
+};
+
+Result<std::unique_ptr<Backend>> MakeBackend(const BackendConfig& config);
+
+}  // namespace lserve
