@@ -1,0 +1,48 @@
+// EngineConfig: everything an engine is made from. Parsed and validated once, in apps/, then passed
+// down as const.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "attention/attention_settings.h"
+
+namespace lserve {
+
+struct EngineConfig {
+  // A Hugging Face checkpoint: config.json, *.safetensors, and for text tokenizer.json.
+  std::string model_dir;
+
+  // auto, cpu, cuda[:N], reference (scalar, for checks). auto takes the GPU if this build can use
+  // it.
+  std::string device = "auto";
+  // 0: every core this process may run on.
+  int num_threads = 0;
+  // auto, generic, avx2, avx512, avx512bf16: forces a path; for tests and comparisons.
+  std::string cpu_isa = "auto";
+
+  // Defaults of requests that bring no settings of their own.
+  AttentionSettings attention;
+  // File with head scores (JSON or DuoAttention TSV), "none", or "" for
+  // MODEL_DIR/streaming_heads.json if there is one (else no head streams, with a warning).
+  std::string streaming_heads;
+  // The share of KV heads that stream, cut by the file's scores; unset: the file's own kinds.
+  std::optional<double> streaming_ratio;
+
+  // auto (bf16), bf16, int8, int4.
+  std::string kv_cache_dtype = "auto";
+  // 0: half of the memory that is available when the engine starts.
+  size_t kv_cache_bytes = 0;
+
+  // Longest sequence, prompt and answer together. 0: what the checkpoint was made for.
+  int64_t max_model_len = 0;
+  // Tokens of one step: the chunk of a long prompt. Larger chunks use the matrix units better; a
+  // running stream waits for the whole step.
+  int max_num_batched_tokens = 512;
+  // Sequences of one step.
+  int max_num_seqs = 8;
+};
+
+}  // namespace lserve

@@ -1,0 +1,66 @@
+// Engine: the one owner of model, cache and schedule. Requests go in, events come out, one step at
+// a time. It does no I/O and knows no protocol; apps/ and server/ drive it.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "lserve/config.h"
+#include "lserve/request.h"
+
+namespace lserve {
+
+class Tokenizer;
+struct ModelConfig;
+
+// What an engine is, for people and for --json.
+struct EngineInfo {
+  std::string model;   // directory name
+  std::string device;  // backend description
+  std::string kv_dtype;
+  int64_t max_model_len = 0;
+  int num_layers = 0;
+  int num_kv_heads = 0;  // of all layers
+  int num_streaming_kv_heads = 0;
+  uint64_t weight_bytes = 0;
+  uint64_t kv_budget_bytes = 0;
+  uint64_t kv_bytes_per_token = 0;  // of a dense sequence
+};
+
+// Thread safety: every method on one thread.
+class Engine {
+ public:
+  static Result<std::unique_ptr<Engine>> Create(const EngineConfig& config);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  // Queues a request, or says what is wrong with it: too long for the model or for the cache
+  // (needed, free, longest that fits), a token out of range, bad sampling parameters.
+  Result<RequestId> Add(Request request);
+  void Cancel(RequestId id);
+
+  bool has_work() const;
+  // Runs one batch: decode tokens of the running sequences and chunks of waiting prompts. An error
+  // here is the engine's end (a device is gone); a request's own error comes as its event.
+  Result<std::vector<RequestEvent>> Step();
+
+  // Forgets the prefixes that finished requests left in the cache.
+  void DropPrefixes();
+  uint64_t kv_bytes_in_use() const;
+
+  const EngineInfo& info() const;
+  const EngineConfig& config() const;
+  const ModelConfig& model_config() const;
+  // Null if the model directory has none.
+  const Tokenizer* tokenizer() const;
+
+ private:
+  class Impl;
+  explicit Engine(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace lserve

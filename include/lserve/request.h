@@ -1,0 +1,86 @@
+// Request and what comes back: plain data between the caller and the engine.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "attention/attention_settings.h"
+#include "base/status.h"
+#include "tensor/matrix.h"
+
+namespace lserve {
+
+using RequestId = int64_t;
+
+// How the next token is drawn. The penalties act first, then temperature, then the cuts top-k,
+// top-p, min-p in this order, as transformers does.
+struct SamplingParams {
+  double temperature = 1.0;  // 0: the most probable token (ties: the lowest id)
+  int top_k = 0;             // 0: off
+  double top_p = 1.0;
+  double min_p = 0.0;               // of the most probable token's probability
+  double repetition_penalty = 1.0;  // on prompt and answer; > 1 discourages
+  double presence_penalty = 0.0;    // on the answer, once per token
+  double frequency_penalty = 0.0;   // on the answer, per occurrence
+  uint64_t seed = 0;
+
+  std::vector<std::string> Problems() const;
+};
+
+struct Request {
+  std::vector<int32_t> prompt;
+  SamplingParams sampling;
+  int64_t max_tokens = 256;
+  bool ignore_eos = false;
+  std::vector<int32_t> stop_token_ids;
+  std::vector<std::string> stop;  // the text ends before the first of these; needs a tokenizer
+  // Unset: the engine's settings. Dense and sparse requests share a batch.
+  std::optional<AttentionSettings> attention;
+  // Keeps the first `keep_prefix` tokens of the prompt in the cache, once prefilled, for later
+  // requests that start with the same tokens. 0: keeps nothing.
+  int64_t keep_prefix = 0;
+  // If set, gets the logits of every prompt position that is computed, in order: `logits` is
+  // float, [count, vocab], in host memory. An error cancels the request.
+  std::function<Status(int64_t first_position, const ConstMatrix& logits)> on_prompt_logits;
+  // If set, gets the logits [vocab] that each token of the answer is drawn from, before penalties.
+  std::function<void(std::span<const float> logits)> on_token_logits;
+};
+
+enum class FinishReason : uint8_t { kStop, kLength, kCancelled, kError };
+std::string_view Name(FinishReason reason);  // "stop", "length", ...
+
+// Counters of one request. Pages count (layer, KV head) pairs, so that a streaming and a retrieval
+// head weigh the same; tiles are (layer, KV head, 128 queries, 128 keys).
+struct RequestStats {
+  int64_t prompt_tokens = 0;
+  int64_t cached_tokens = 0;  // of the prompt, not computed again
+  int64_t completion_tokens = 0;
+  double ttft_ms = 0;                         // from Add() to the first token
+  std::optional<double> decode_ms_per_token;  // after the first token; unset without a decode step
+  uint64_t kv_bytes = 0;                      // most that it held
+  double pages_visited = 0;                   // mean per decode step
+  double pages_present = 0;
+  int64_t prefill_tiles_visited = 0;
+  int64_t prefill_tiles_present = 0;
+  int64_t dense_steps = 0;   // decode steps in which every page was read
+  int64_t sparse_steps = 0;  // the others
+  int64_t selections = 0;    // decode steps in which the selector ran
+};
+
+// What one engine step did to one request.
+struct RequestEvent {
+  RequestId id = 0;
+  int64_t prefill_done = 0;           // prompt tokens in the cache
+  std::optional<int32_t> token = {};  // drawn in this step
+  std::string text = {};  // complete UTF-8 that may be shown now; empty without a tokenizer
+  std::optional<FinishReason> finished = {};
+  Status error = {};        // with kError
+  RequestStats stats = {};  // final when finished
+};
+
+}  // namespace lserve

@@ -1,0 +1,425 @@
+#include "lserve/engine.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/check.h"
+#include "base/strings.h"
+#include "engine/engine_setup.h"
+#include "engine/prefix_store.h"
+#include "engine/scheduler.h"
+#include "engine/sequence.h"
+
+namespace lserve {
+
+std::string_view Name(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kLength:
+      return "length";
+    case FinishReason::kCancelled:
+      return "cancelled";
+    case FinishReason::kError:
+      return "error";
+  }
+  return "?";
+}
+
+class Engine::Impl {
+ public:
+  Impl(const EngineConfig& config, EngineParts parts)
+      : config_(config),
+        parts_(std::move(parts)),
+        scheduler_(
+            parts_.pool.get(), &prefixes_, config.max_num_seqs, config.max_num_batched_tokens),
+        host_logits_(static_cast<size_t>(parts_.model_config.vocab_size)) {}
+
+  Result<RequestId> Add(Request request);
+  void Cancel(RequestId id);
+  Result<std::vector<RequestEvent>> Step();
+
+  const EngineConfig config_;
+  EngineParts parts_;
+  PrefixStore prefixes_;
+  Scheduler scheduler_;
+
+ private:
+  // A sequence's place in the batch.
+  struct Member {
+    Scheduled scheduled;
+    RowRange range;
+    bool decodes = false;
+    DecodeDecision decision;
+  };
+
+  Status CheckRequest(const Request& request, const AttentionSettings& attention) const;
+  Status CheckFits(const Request& request,
+                   const AttentionSettings& attention,
+                   int64_t max_tokens) const;
+  Status BuildBatch(const std::vector<Scheduled>& step);
+  Status AllocateSelection(Sequence* sequence);
+  void CountWork(const Member& member, Sequence* sequence);
+  Status EmitPromptLogits(const Member& member);
+  void AfterForward(const Member& member);
+  Result<RequestEvent> Finalize(const Member& member);
+  Status DrawToken(const Member& member, RequestEvent* event);
+  void Finish(Sequence* sequence, FinishReason reason, RequestEvent* event);
+  void FillStats(const Sequence& sequence, RequestStats* stats) const;
+  std::vector<RequestEvent> TakeCancelled();
+
+  RequestId next_id_ = 1;
+  Batch batch_;
+  std::vector<Member> members_;
+  std::vector<float> host_logits_;  // [vocab], or [kLogitRows, vocab] for prompt logits
+};
+
+Status Engine::Impl::CheckRequest(const Request& request,
+                                  const AttentionSettings& attention) const {
+  std::vector<std::string> problems = request.sampling.Problems();
+  for (std::string& problem : attention.Problems()) problems.push_back(std::move(problem));
+  const int64_t size = static_cast<int64_t>(request.prompt.size());
+  if (size == 0) problems.push_back("the prompt has 0 tokens, expected at least 1");
+  if (size >= parts_.info.max_model_len) {
+    problems.push_back(StrCat("the prompt has ", size, " tokens, expected fewer than ",
+                              parts_.info.max_model_len,
+                              "; shorten it or raise --max-model-len if the model allows"));
+  }
+  if (request.max_tokens < 1) {
+    problems.push_back(StrCat("max_tokens is ", request.max_tokens, ", expected at least 1"));
+  }
+  if (request.keep_prefix < 0 || request.keep_prefix > size) {
+    problems.push_back(StrCat("keep_prefix is ", request.keep_prefix, ", expected 0 to ", size));
+  }
+  if (!request.stop.empty() && parts_.tokenizer == nullptr) {
+    problems.push_back("stop strings need a tokenizer, and the model directory has none");
+  }
+  const auto beyond = std::find_if(
+      request.prompt.begin(), request.prompt.end(),
+      [&](int32_t token) { return token < 0 || token >= parts_.model_config.vocab_size; });
+  if (beyond != request.prompt.end()) {
+    problems.push_back(StrCat("token ", *beyond, " at position ", beyond - request.prompt.begin(),
+                              ", expected 0 to ", parts_.model_config.vocab_size - 1,
+                              "; are the tokens from the same model?"));
+  }
+  return problems.empty() ? Status() : Status(Code::kInvalidArgument, problems.front());
+}
+
+Status Engine::Impl::CheckFits(const Request& request,
+                               const AttentionSettings& attention,
+                               int64_t max_tokens) const {
+  const auto bytes_for = [&](int64_t tokens) {
+    const SequenceCache::Need need =
+        WorstCasePages(attention, tokens, config_.max_num_batched_tokens);
+    size_t bytes = 0;
+    for (const Way way : kWays) {
+      bytes += static_cast<size_t>(need.pages[Index(way)] + 1) * parts_.pool->page_bytes(way);
+    }
+    return bytes;
+  };
+  // Each way rounds up to whole granules.
+  const size_t slack =
+      size_t{2} * std::max(size_t{2} << 20, std::max(parts_.pool->page_bytes(Way::kRetrieval),
+                                                     parts_.pool->page_bytes(Way::kStreaming)));
+  const auto fits = [&](int64_t tokens) {
+    return bytes_for(tokens) + slack <= parts_.pool->budget_bytes();
+  };
+  const int64_t total = static_cast<int64_t>(request.prompt.size()) + max_tokens;
+  if (fits(total)) return Status();
+  int64_t low = 0, high = total;  // the longest that fits is in [low, high)
+  while (high - low > 1) {
+    const int64_t middle = low + (high - low) / 2;
+    (fits(middle) ? low : high) = middle;
+  }
+  return Status(
+      Code::kOutOfMemory,
+      StrCat("prompt and answer of ", total, " tokens need ", bytes_for(total) >> 20,
+             " MiB of KV cache (", parts_.info.kv_dtype, "), the cache has ",
+             parts_.pool->budget_bytes() >> 20, " MiB; at most ", low,
+             " tokens fit: shorten it, raise --kv-cache-bytes or try --kv-cache-dtype int8"));
+}
+
+Result<RequestId> Engine::Impl::Add(Request request) {
+  const AttentionSettings attention = request.attention.value_or(config_.attention);
+  LS_TRY(CheckRequest(request, attention));
+  const int64_t room = parts_.info.max_model_len - static_cast<int64_t>(request.prompt.size());
+  const int64_t max_tokens = std::min(request.max_tokens, room);
+  LS_TRY(CheckFits(request, attention, max_tokens));
+  const RequestId id = next_id_++;
+  std::vector<std::string> stops = request.stop;
+  auto sequence = std::make_unique<Sequence>(id, std::move(request), attention,
+                                             SequenceCache(parts_.pool.get(), parts_.store.get()));
+  sequence->max_tokens = max_tokens;
+  sequence->stats.prompt_tokens = sequence->prompt_size();
+  if (parts_.tokenizer != nullptr) sequence->text.emplace(*parts_.tokenizer, std::move(stops));
+  scheduler_.Add(std::move(sequence));
+  return id;
+}
+
+void Engine::Impl::Cancel(RequestId id) {
+  for (Sequence* sequence : scheduler_.sequences()) {
+    if (sequence->id == id) sequence->cancelled = true;
+  }
+}
+
+std::vector<RequestEvent> Engine::Impl::TakeCancelled() {
+  std::vector<RequestEvent> events;
+  for (Sequence* sequence : scheduler_.sequences()) {
+    if (!sequence->cancelled) continue;
+    RequestEvent event{.id = sequence->id};
+    Finish(sequence, FinishReason::kCancelled, &event);
+    events.push_back(std::move(event));
+  }
+  return events;
+}
+
+Status Engine::Impl::AllocateSelection(Sequence* sequence) {
+  if (sequence->selection.table.capacity > 0) return Status();
+  const int entries = parts_.store->layout().way(Way::kRetrieval).num_entries;
+  const int capacity = SelectionCapacity(sequence->attention);
+  const size_t count_bytes = (static_cast<size_t>(entries) * sizeof(int) + 63) / 64 * 64;
+  const size_t run_bytes =
+      static_cast<size_t>(entries) * static_cast<size_t>(capacity) * sizeof(PageRun);
+  sequence->selection_memory = LS_TRY(parts_.backend->Allocate(count_bytes + run_bytes));
+  std::byte* memory = sequence->selection_memory.as<std::byte>();
+  sequence->selection.table = {.capacity = capacity,
+                               .num_runs = reinterpret_cast<int*>(memory),
+                               .runs = reinterpret_cast<PageRun*>(memory + count_bytes)};
+  return Status();
+}
+
+Status Engine::Impl::BuildBatch(const std::vector<Scheduled>& step) {
+  batch_.Clear();
+  members_.clear();
+  const KvLayout& layout = parts_.store->layout();
+  for (const Scheduled& scheduled : step) {
+    Sequence* sequence = scheduled.sequence;
+    const int64_t first = sequence->cache.num_tokens();
+    Member member{.scheduled = scheduled,
+                  .range = {.sequence = static_cast<int>(batch_.sequences.size()),
+                            .first_row = static_cast<int>(batch_.tokens.size()),
+                            .num_rows = scheduled.num_tokens,
+                            .first_position = first},
+                  .decodes = !sequence->in_prompt(),
+                  .decision = {}};
+    for (int i = 0; i < scheduled.num_tokens; ++i)
+      batch_.tokens.push_back(sequence->token_at(first + i));
+    batch_.ranges.push_back(member.range);
+    SequencePages pages;
+    for (const Way way : kWays) pages.pages[Index(way)] = sequence->cache.pages(way);
+    batch_.sequences.push_back(pages);
+    if (member.decodes) {
+      LS_TRY(AllocateSelection(sequence));
+      member.decision = PlanDecode(sequence->attention, layout, member.range, &sequence->selection,
+                                   &batch_.decode);
+      if (member.decision.selects) {
+        batch_.selects.push_back({.sequence = member.range.sequence,
+                                  .query_row = member.range.first_row,
+                                  .num_pages = NumPages(first + 1),
+                                  .sink_pages = kForcedSinkPages,
+                                  .newest_pages = kForcedNewestPages,
+                                  .budget_pages = BudgetPages(sequence->attention),
+                                  .table = sequence->selection.table});
+      }
+    } else {
+      PlanPrefill(sequence->attention, layout, member.range, &batch_.prefill);
+    }
+    members_.push_back(member);
+  }
+  return Status();
+}
+
+void Engine::Impl::CountWork(const Member& member, Sequence* sequence) {
+  const KvLayout& layout = parts_.store->layout();
+  const PagePlan& plan = member.decodes ? batch_.decode : batch_.prefill;
+  RequestStats& stats = sequence->stats;
+  for (const PlanRow& row : plan.rows) {
+    if (row.sequence != member.range.sequence) continue;
+    const int entries = layout.way(row.way).num_entries;
+    if (entries == 0) continue;
+    const int64_t num_keys = row.first_position + row.num_queries;
+    if (!member.decodes) {
+      stats.prefill_tiles_visited += TilesVisited(row, plan) * entries;
+      stats.prefill_tiles_present += (num_keys + kTileTokens - 1) / kTileTokens * entries;
+      continue;
+    }
+    sequence->pages_present += static_cast<double>(NumPages(num_keys)) * entries;
+    if (row.selection == kNoSelection) {
+      sequence->pages_visited +=
+          static_cast<double>(PagesVisited(row, plan.RunsOf(row, 0)) * entries);
+      continue;
+    }
+    const SelectionTable& table = plan.selections[static_cast<size_t>(row.selection)];
+    std::vector<int> counts(static_cast<size_t>(entries));
+    std::vector<PageRun> runs(static_cast<size_t>(entries) * static_cast<size_t>(table.capacity));
+    parts_.backend->CopyToHost(counts.data(), table.num_runs, counts.size() * sizeof(int));
+    parts_.backend->CopyToHost(runs.data(), table.runs, runs.size() * sizeof(PageRun));
+    const SelectionTable host = {
+        .capacity = table.capacity, .num_runs = counts.data(), .runs = runs.data()};
+    for (int entry = 0; entry < entries; ++entry) {
+      sequence->pages_visited += static_cast<double>(PagesVisited(row, host.list(entry)));
+    }
+  }
+  if (!member.decodes) return;
+  ++(member.decision.sparse ? stats.sparse_steps : stats.dense_steps);
+  stats.selections += member.decision.selects ? 1 : 0;
+}
+
+Status Engine::Impl::EmitPromptLogits(const Member& member) {
+  const Sequence& sequence = *member.scheduled.sequence;
+  const int64_t vocab = parts_.model_config.vocab_size;
+  std::vector<int32_t> rows;
+  for (int first = 0; first < member.range.num_rows; first += LlamaModel::kLogitRows) {
+    const int count = std::min(LlamaModel::kLogitRows, member.range.num_rows - first);
+    rows.clear();
+    for (int i = 0; i < count; ++i) rows.push_back(member.range.first_row + first + i);
+    const ConstMatrix logits = LS_TRY(parts_.model->Logits(rows));
+    host_logits_.resize(static_cast<size_t>(LlamaModel::kLogitRows * vocab));
+    parts_.backend->CopyToHost(host_logits_.data(), logits.data,
+                               static_cast<size_t>(count * vocab) * sizeof(float));
+    LS_TRY(sequence.request.on_prompt_logits(
+        member.range.first_position + first,
+        ConstMatrix(host_logits_.data(), DType::kF32, count, vocab, vocab)));
+  }
+  return Status();
+}
+
+void Engine::Impl::AfterForward(const Member& member) {
+  Sequence* sequence = member.scheduled.sequence;
+  SequenceCache& cache = sequence->cache;
+  cache.Advance(member.scheduled.num_tokens);
+  sequence->stats.kv_bytes = std::max<uint64_t>(sequence->stats.kv_bytes, cache.bytes());
+  CountWork(member, sequence);
+  const int64_t done = cache.num_tokens();
+  if (!member.decodes && done == sequence->request.keep_prefix) {
+    const auto begin = sequence->request.prompt.begin();
+    prefixes_.Add(std::vector<int32_t>(begin, begin + done), sequence->attention, cache.Fork(done));
+  }
+  const int64_t keep_from = StreamingKeepFrom(sequence->attention, done, sequence->in_prompt());
+  if (keep_from > 0) cache.TrimStreaming(StreamingSinkEnd(sequence->attention), keep_from);
+}
+
+Status Engine::Impl::DrawToken(const Member& member, RequestEvent* event) {
+  Sequence* sequence = member.scheduled.sequence;
+  const int32_t row = member.range.first_row + member.range.num_rows - 1;
+  const ConstMatrix logits = LS_TRY(parts_.model->Logits({&row, 1}));
+  host_logits_.resize(static_cast<size_t>(parts_.model_config.vocab_size));
+  parts_.backend->CopyToHost(host_logits_.data(), logits.data, host_logits_.size() * sizeof(float));
+  if (sequence->request.on_token_logits) sequence->request.on_token_logits(host_logits_);
+  const int32_t token = LS_TRY(sequence->sampler.Sample(host_logits_));
+  sequence->answer.push_back(token);
+  event->token = token;
+  sequence->last_token_ms = sequence->since_added.milliseconds();
+  if (sequence->answer.size() == 1) sequence->first_token_ms = sequence->last_token_ms;
+
+  const auto contains = [&](const std::vector<int32_t>& ids) {
+    return std::find(ids.begin(), ids.end(), token) != ids.end();
+  };
+  const bool eos = !sequence->request.ignore_eos && contains(parts_.model_config.eos_token_ids);
+  const bool stop_id = contains(sequence->request.stop_token_ids);
+  // The token that ends an answer is no part of its text.
+  if (sequence->text.has_value() && !eos && !stop_id) {
+    event->text = LS_TRY(sequence->text->Push(token));
+  }
+  if (eos || stop_id || (sequence->text.has_value() && sequence->text->stopped())) {
+    Finish(sequence, FinishReason::kStop, event);
+  } else if (static_cast<int64_t>(sequence->answer.size()) >= sequence->max_tokens) {
+    Finish(sequence, FinishReason::kLength, event);
+  }
+  return Status();
+}
+
+Result<RequestEvent> Engine::Impl::Finalize(const Member& member) {
+  Sequence* sequence = member.scheduled.sequence;
+  RequestEvent event{.id = sequence->id};
+  Status status;
+  if (!member.decodes && sequence->request.on_prompt_logits) status = EmitPromptLogits(member);
+  AfterForward(member);
+  event.prefill_done = std::min(sequence->cache.num_tokens(), sequence->prompt_size());
+  if (status.ok() && !sequence->in_prompt()) status = DrawToken(member, &event);
+  if (status.code() == Code::kDeviceLost) return status;
+  if (!status.ok()) {
+    event.error = status;
+    Finish(sequence, FinishReason::kError, &event);
+  }
+  if (!event.finished.has_value()) FillStats(*sequence, &event.stats);
+  return event;
+}
+
+void Engine::Impl::Finish(Sequence* sequence, FinishReason reason, RequestEvent* event) {
+  if (sequence->text.has_value() && reason != FinishReason::kError)
+    event->text += sequence->text->Finish();
+  event->finished = reason;
+  event->prefill_done = std::min(sequence->cache.num_tokens(), sequence->prompt_size());
+  FillStats(*sequence, &event->stats);
+  scheduler_.Remove(sequence->id);
+}
+
+void Engine::Impl::FillStats(const Sequence& sequence, RequestStats* stats) const {
+  *stats = sequence.stats;
+  stats->completion_tokens = static_cast<int64_t>(sequence.answer.size());
+  stats->ttft_ms = sequence.first_token_ms;
+  if (stats->completion_tokens > 1) {
+    stats->decode_ms_per_token = (sequence.last_token_ms - sequence.first_token_ms) /
+                                 static_cast<double>(stats->completion_tokens - 1);
+  }
+  const int64_t steps = stats->dense_steps + stats->sparse_steps;
+  if (steps > 0) {
+    stats->pages_visited = sequence.pages_visited / static_cast<double>(steps);
+    stats->pages_present = sequence.pages_present / static_cast<double>(steps);
+  }
+}
+
+Result<std::vector<RequestEvent>> Engine::Impl::Step() {
+  std::vector<RequestEvent> events = TakeCancelled();
+  const std::vector<Scheduled> step = scheduler_.Schedule();
+  if (step.empty()) {
+    LS_CHECK(!scheduler_.has_work()) << "requests wait but nothing can run";
+    return events;
+  }
+  LS_TRY(BuildBatch(step));
+  LS_TRY(parts_.model->Forward(batch_, parts_.store.get()));
+  for (const Member& member : members_) events.push_back(LS_TRY(Finalize(member)));
+  return events;
+}
+
+Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Engine::~Engine() = default;
+
+Result<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& config) {
+  EngineParts parts = LS_TRY(BuildEngine(config));
+  return std::unique_ptr<Engine>(new Engine(std::make_unique<Impl>(config, std::move(parts))));
+}
+
+Result<RequestId> Engine::Add(Request request) {
+  return impl_->Add(std::move(request));
+}
+void Engine::Cancel(RequestId id) {
+  impl_->Cancel(id);
+}
+bool Engine::has_work() const {
+  return impl_->scheduler_.has_work();
+}
+Result<std::vector<RequestEvent>> Engine::Step() {
+  return impl_->Step();
+}
+void Engine::DropPrefixes() {
+  impl_->prefixes_.Clear();
+}
+uint64_t Engine::kv_bytes_in_use() const {
+  return impl_->parts_.pool->bytes_in_use();
+}
+const EngineInfo& Engine::info() const {
+  return impl_->parts_.info;
+}
+const EngineConfig& Engine::config() const {
+  return impl_->config_;
+}
+const ModelConfig& Engine::model_config() const {
+  return impl_->parts_.model_config;
+}
+const Tokenizer* Engine::tokenizer() const {
+  return impl_->parts_.tokenizer.get();
+}
+
+}  // namespace lserve

@@ -1,0 +1,58 @@
+#include "engine/prefix_store.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "attention/policy.h"
+
+namespace lserve {
+namespace {
+
+// Tokens of `prompt` that can be taken from a prefix.
+int64_t UsableTokens(std::span<const int32_t> prompt,
+                     const AttentionSettings& settings,
+                     std::span<const int32_t> tokens,
+                     const SequenceCache& cache) {
+  const auto differ = std::mismatch(prompt.begin(), prompt.end(), tokens.begin(), tokens.end());
+  const int64_t common =
+      std::min<int64_t>(differ.first - prompt.begin(), static_cast<int64_t>(prompt.size()) - 1);
+  const bool untrimmed = cache.streaming_first_token() == 0;
+  const bool window_there =
+      StreamingKeepFrom(settings, common, /*in_prompt=*/true) >= cache.streaming_first_token();
+  return untrimmed || window_there ? common : 0;
+}
+
+}  // namespace
+
+void PrefixStore::Add(std::vector<int32_t> tokens,
+                      const AttentionSettings& settings,
+                      SequenceCache cache) {
+  prefixes_.push_back({std::move(tokens), settings, std::move(cache)});
+}
+
+std::optional<SequenceCache> PrefixStore::Find(std::span<const int32_t> prompt,
+                                               const AttentionSettings& settings) {
+  int64_t most = 0;
+  size_t best = 0;
+  for (size_t i = 0; i < prefixes_.size(); ++i) {
+    const Prefix& prefix = prefixes_[i];
+    if (!SamePrefill(prefix.settings, settings)) continue;
+    const int64_t usable = UsableTokens(prompt, settings, prefix.tokens, prefix.cache);
+    if (usable > most) {
+      most = usable;
+      best = i;
+    }
+  }
+  if (most == 0) return std::nullopt;
+  std::rotate(prefixes_.begin() + static_cast<int64_t>(best),
+              prefixes_.begin() + static_cast<int64_t>(best) + 1, prefixes_.end());
+  return prefixes_.back().cache.Fork(most);
+}
+
+bool PrefixStore::DropOldest() {
+  if (prefixes_.empty()) return false;
+  prefixes_.erase(prefixes_.begin());
+  return true;
+}
+
+}  // namespace lserve

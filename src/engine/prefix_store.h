@@ -1,0 +1,40 @@
+// PrefixStore: prefixes that stay in the cache for later requests. A prefix is a fork of the
+// sequence that computed it: page references, no copy. Used by the engine.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "attention/attention_settings.h"
+#include "kv/two_way_cache.h"
+
+namespace lserve {
+
+class PrefixStore {
+ public:
+  // Keeps `cache`, whose keys and values belong to `tokens` under `settings`.
+  void Add(std::vector<int32_t> tokens, const AttentionSettings& settings, SequenceCache cache);
+
+  // A cache with as many leading tokens of `prompt` as some kept prefix can give, at least one
+  // and never all of them (the last one's logits are needed). Nothing if there is none: only a
+  // prefix computed under settings that give the same keys and values counts, and it may be
+  // resumed only where the streaming window of the next query is still there.
+  std::optional<SequenceCache> Find(std::span<const int32_t> prompt,
+                                    const AttentionSettings& settings);
+
+  // Forgets the one that was used longest ago; false if there was none.
+  bool DropOldest();
+  void Clear() { prefixes_.clear(); }
+
+ private:
+  struct Prefix {
+    std::vector<int32_t> tokens;
+    AttentionSettings settings;
+    SequenceCache cache;
+  };
+  std::vector<Prefix> prefixes_;  // most recently used last
+};
+
+}  // namespace lserve

@@ -1,0 +1,57 @@
+// Sequence: everything the engine knows of one request while it lives. Plain data; the scheduler
+// and the engine change it, on the engine's thread.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "attention/policy.h"
+#include "backend/buffer.h"
+#include "base/clock.h"
+#include "engine/sampler.h"
+#include "engine/text_output.h"
+#include "kv/two_way_cache.h"
+#include "lserve/request.h"
+
+namespace lserve {
+
+struct Sequence {
+  Sequence(RequestId request_id, Request r, const AttentionSettings& settings, SequenceCache kv)
+      : id(request_id),
+        request(std::move(r)),
+        attention(settings),
+        cache(std::move(kv)),
+        sampler(request.sampling, request.prompt) {}
+
+  RequestId id;
+  Request request;
+  AttentionSettings attention;
+  SequenceCache cache;
+  Sampler sampler;
+  std::optional<TextOutput> text;  // without a tokenizer there is none
+  std::vector<int32_t> answer;
+  int64_t max_tokens = 0;  // request.max_tokens, cut to what the model length leaves
+  bool cancelled = false;
+
+  // Memory of the page lists, allocated at the first decode step that is sparse.
+  Buffer selection_memory;
+  SelectionState selection;
+
+  Stopwatch since_added;
+  double first_token_ms = 0;
+  double last_token_ms = 0;
+  double pages_visited = 0;  // sums over decode steps
+  double pages_present = 0;
+  RequestStats stats;
+
+  int64_t prompt_size() const { return static_cast<int64_t>(request.prompt.size()); }
+  bool in_prompt() const { return cache.num_tokens() < prompt_size(); }
+  // The token at position cache.num_tokens(), the next to be computed.
+  int32_t token_at(int64_t position) const {
+    return position < prompt_size() ? request.prompt[static_cast<size_t>(position)]
+                                    : answer[static_cast<size_t>(position - prompt_size())];
+  }
+};
+
+}  // namespace lserve
