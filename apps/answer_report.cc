@@ -1,0 +1,76 @@
+#include "apps/answer_report.h"
+
+#include <cstring>
+
+#include "apps/quantities.h"
+#include "base/strings.h"
+
+namespace lserve {
+namespace {
+
+Json AnswerToJson(const ReportedAnswer& reported) {
+  const Answer& answer = reported.answer;
+  const RequestStats& stats = answer.stats;
+  Json::Array ids;
+  for (const int32_t id : answer.token_ids) ids.push_back(Json(int64_t{id}));
+  return Json(Json::Object{
+      {"question", reported.question ? Json(*reported.question) : Json()},
+      {"text", reported.has_text ? Json(answer.text) : Json()},
+      {"token_ids", Json(std::move(ids))},
+      {"finish_reason", Json(std::string(Name(answer.finish_reason)))},
+      {"prompt_tokens", Json(stats.prompt_tokens)},
+      {"cached_tokens", Json(stats.cached_tokens)},
+      {"completion_tokens", Json(stats.completion_tokens)},
+      {"ttft_ms", Json(stats.ttft_ms)},
+      {"decode_ms_per_token",
+       stats.decode_ms_per_token ? Json(*stats.decode_ms_per_token) : Json()},
+      {"kv_bytes", Json(static_cast<int64_t>(stats.kv_bytes))},
+      {"pages_visited", Json(stats.pages_visited)},
+      {"pages_present", Json(stats.pages_present)},
+      {"prefill_tiles_visited", Json(stats.prefill_tiles_visited)},
+      {"prefill_tiles_present", Json(stats.prefill_tiles_present)},
+      {"dense_steps", Json(stats.dense_steps)},
+      {"sparse_steps", Json(stats.sparse_steps)},
+      {"selections", Json(stats.selections)},
+  });
+}
+
+}  // namespace
+
+Json AnswersToJson(const std::vector<ReportedAnswer>& answers, const EngineInfo& info) {
+  Json::Array items;
+  const char* attention = "dense";
+  for (const ReportedAnswer& reported : answers) {
+    items.push_back(AnswerToJson(reported));
+    const char* ran = AttentionThatRan(reported.answer.stats);
+    if (std::strcmp(ran, "sparse") == 0) attention = ran;
+  }
+  return Json(Json::Object{
+      {"answers", Json(std::move(items))},
+      {"model", Json(info.model)},
+      {"attention", Json(attention)},
+      {"device", Json(info.device)},
+      {"kv_dtype", Json(info.kv_dtype)},
+      {"streaming_kv_heads", Json(info.num_streaming_kv_heads)},
+  });
+}
+
+std::string SummaryLine(const Answer& answer) {
+  const RequestStats& stats = answer.stats;
+  std::string line =
+      StrCat(FormatCount(stats.prompt_tokens), " prompt tokens (", FormatCount(stats.cached_tokens),
+             " cached) | first token ", FormatSeconds(stats.ttft_ms / 1e3), " | ",
+             stats.completion_tokens, " tokens");
+  if (stats.decode_ms_per_token) {
+    line += StrCat(" at ", FormatFixed(*stats.decode_ms_per_token, 2), " ms");
+  }
+  line += StrCat(" | KV ", FormatBytes(stats.kv_bytes));
+  if (stats.pages_present > 0) {
+    line += StrCat(" | pages ", FormatFixed(stats.pages_visited, 0), " of ",
+                   FormatFixed(stats.pages_present, 0), " per step");
+  }
+  line += StrCat(" | ", AttentionThatRan(stats), " attention | ", Name(answer.finish_reason));
+  return line;
+}
+
+}  // namespace lserve

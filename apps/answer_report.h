@@ -1,0 +1,25 @@
+// Reports on answers: the object of `--json` (design 4.2) and the lines for people. Used by
+// `lserve run`.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "apps/answering.h"
+#include "base/json.h"
+
+namespace lserve {
+
+struct ReportedAnswer {
+  std::optional<std::string> question;
+  bool has_text = false;  // false without a tokenizer
+  Answer answer;
+};
+
+Json AnswersToJson(const std::vector<ReportedAnswer>& answers, const EngineInfo& info);
+
+// "8,124 prompt tokens (8,000 cached) | first token 123 ms | ..."
+std::string SummaryLine(const Answer& answer);
+
+}  // namespace lserve

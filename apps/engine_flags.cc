@@ -1,0 +1,159 @@
+#include "apps/engine_flags.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "base/strings.h"
+
+namespace lserve {
+namespace {
+
+bool IsDevice(std::string_view text) {
+  if (text == "auto" || text == "cpu" || text == "reference" || text == "cuda") return true;
+  if (!text.starts_with("cuda:") || text.size() == 5 || text.size() > 8) return false;
+  return text.find_first_not_of("0123456789", 5) == std::string_view::npos;
+}
+
+void AddAttentionFlags(FlagSet& flags, EngineFlags& out) {
+  AttentionSettings& attention = out.config.attention;
+  flags.Group("Attention");
+  flags.Choice("--attention", out.attention_mode, {"auto", "dense", "sparse"},
+               "dense: every query sees every token. sparse: streaming heads and page selection "
+               "from the first token on. auto: as sparse, but dense for positions below "
+               "--sparse-min-context");
+  flags.Integer("--sparse-token-budget,--dynamic-attn-budget", attention.token_budget, 1, "TOKENS",
+                "tokens that a retrieval head reads per decode step, in whole pages of 64; larger "
+                "is safer and slower");
+  flags.Integer("--sparse-sink-tokens", attention.sink_tokens, 0, "TOKENS",
+                "first tokens that a streaming head always sees");
+  flags.Integer("--sparse-recent-tokens", attention.recent_tokens, 1, "TOKENS",
+                "newest tokens that a streaming head sees");
+  flags.Integer("--sparse-prefill-recent-tokens", attention.prefill_recent_tokens, 0, "TOKENS",
+                "the same while the prompt is read; 0: as --sparse-recent-tokens");
+  flags.Size("--sparse-min-context", attention.min_context, 0, {}, "TOKENS",
+             "with --attention auto, positions below this are dense");
+  flags.Integer("--selector-interval,--selector-update-interval", attention.selector_interval, 0,
+                "STEPS",
+                "decode steps that share one choice of pages; 1 is the most exact. 0: budget / "
+                "1024, 1 to 4, so 4 at the default budget");
+  flags.Text("--streaming-heads", out.config.streaming_heads, "FILE|none",
+             "which KV heads stream: JSON or DuoAttention TSV. Default: "
+             "MODEL_DIR/streaming_heads.json if there is one");
+  flags.Number("--streaming-ratio", out.config.streaming_ratio, 0.0, 1.0,
+               "share of the KV heads that stream, cut by the scores of the file. Default: the "
+               "file's own choice");
+}
+
+void AddMemoryFlags(FlagSet& flags, EngineFlags& out) {
+  EngineConfig& config = out.config;
+  flags.Group("Memory and machine");
+  flags.Size("--max-model-len,--ctx-size,-c,--context-length", config.max_model_len, 1,
+             {"auto", "0", "-1"}, "TOKENS",
+             "longest prompt and answer together, as 131072 or 128k (k = 1024); auto: what the "
+             "model was made for");
+  flags.Choice(
+      "--kv-cache-dtype,--cache-type-k", config.kv_cache_dtype, {"auto", "bf16", "int8", "int4"},
+      "element type of the KV cache; auto: bf16. int8 halves the memory, int4 quarters it");
+  flags.Choice("--cache-type-v", out.value_dtype, {"", "auto", "bf16", "int8", "int4"},
+               "must equal --kv-cache-dtype: keys and values share one type");
+  flags.Size("--kv-cache-bytes,--kv-cache-memory-bytes", out.kv_cache_bytes, 1, {"auto", "0"},
+             "BYTES", "memory of the KV cache, as 2G; auto: half of what is available");
+  flags.Integer("--max-num-batched-tokens,--chunked-prefill-size,--ubatch-size",
+                config.max_num_batched_tokens, 1, "TOKENS",
+                "tokens of one engine step: the chunk of a long prompt");
+  flags.Integer("--max-num-seqs,--max-running-requests,--parallel", config.max_num_seqs, 1, "COUNT",
+                "questions that are answered at the same time");
+  flags.Checked("--device", config.device, IsDevice, "auto|cpu|cuda[:N]|reference",
+                "where to compute; reference: scalar, double precision, very slow, for checks");
+  flags.Integer("--threads,-t", config.num_threads, 0, "COUNT",
+                "CPU threads; 0: every core this process may use");
+  flags.Choice("--cpu-isa", config.cpu_isa, {"auto", "generic", "avx2", "avx512", "avx512bf16"},
+               "instruction set of the CPU kernels; for comparisons");
+  flags.NoEffect("--gpu-memory-utilization,--mem-fraction-static", "SHARE",
+                 "this version computes on the CPU; --kv-cache-bytes limits the KV cache");
+  flags.NoEffect("--n-gpu-layers,--gpu-layers", "COUNT",
+                 "layers are not split over devices; --device chooses one");
+  flags.Group("Not in this version");
+  flags.Refused("--quantization,-q", true, "weights are computed in bf16");
+  flags.Refused("--sparse-prefill-threshold", true,
+                "prefill is made sparse by streaming heads alone");
+  flags.Refused("--audit-rate", true, "there is no fidelity audit");
+  flags.Refused("--explain", false, "there is no explanation of the pages that were read");
+}
+
+}  // namespace
+
+void AddEngineFlags(FlagSet& flags, EngineFlags& out) {
+  AddAttentionFlags(flags, out);
+  AddMemoryFlags(flags, out);
+}
+
+Status FinishEngineFlags(EngineFlags& out) {
+  out.config.attention.mode = *ParseAttentionMode(out.attention_mode);
+  out.config.kv_cache_bytes = static_cast<size_t>(out.kv_cache_bytes);
+  std::vector<std::string> problems = out.config.attention.Problems();
+  if (!out.value_dtype.empty() && out.value_dtype != out.config.kv_cache_dtype) {
+    problems.push_back(StrCat("--cache-type-v: got ", out.value_dtype, ", expected ",
+                              out.config.kv_cache_dtype,
+                              " as --kv-cache-dtype; keys and values share one type"));
+  }
+  if (out.config.streaming_ratio && out.config.streaming_heads == "none") {
+    // `none` beats the ratio (design 4.2).
+    out.config.streaming_ratio.reset();
+  }
+  if (problems.empty()) return Status();
+  std::string message;
+  for (const std::string& problem : problems) {
+    message += StrCat(message.empty() ? "" : "; ", problem);
+  }
+  return Status(Code::kInvalidArgument, message);
+}
+
+void AddSamplingFlags(FlagSet& flags, SamplingFlags& out) {
+  flags.Group("Sampling (defaults: the model's generation_config.json, else greedy)");
+  const double unlimited = std::numeric_limits<double>::max();
+  flags.Number("--temperature,--temp", out.temperature, 0.0, unlimited,
+               "0: always the most probable token");
+  flags.Number("--top-p", out.top_p, 0.0, 1.0, "smallest set of tokens with this probability");
+  flags.Integer("--top-k", out.top_k, 0, "COUNT", "the most probable tokens; 0: off");
+  flags.Number("--min-p", out.min_p, 0.0, 1.0, "least probability, relative to the largest");
+  flags.Number("--repetition-penalty,--repeat-penalty", out.repetition_penalty, 0.0, unlimited,
+               "on prompt and answer; 1: off");
+  flags.Number("--presence-penalty", out.presence_penalty, -2.0, 2.0,
+               "on tokens of the answer, once; 0: off");
+  flags.Number("--frequency-penalty", out.frequency_penalty, -2.0, 2.0,
+               "on tokens of the answer, per occurrence; 0: off");
+  flags.Size("--seed,-s", out.seed, 0, {}, "NUMBER", "of the random numbers");
+}
+
+SamplingParams MakeSampling(const SamplingFlags& flags, const GenerationDefaults& defaults) {
+  SamplingParams params;
+  const bool do_sample = defaults.do_sample.value_or(false);
+  params.temperature =
+      flags.temperature.value_or(do_sample ? defaults.temperature.value_or(1.0) : 0.0);
+  params.top_p = flags.top_p.value_or(defaults.top_p.value_or(params.top_p));
+  params.min_p = flags.min_p.value_or(defaults.min_p.value_or(params.min_p));
+  params.top_k = static_cast<int>(
+      std::min<int64_t>(flags.top_k.value_or(defaults.top_k.value_or(params.top_k)), INT32_MAX));
+  params.repetition_penalty = flags.repetition_penalty.value_or(
+      defaults.repetition_penalty.value_or(params.repetition_penalty));
+  params.presence_penalty = flags.presence_penalty.value_or(params.presence_penalty);
+  params.frequency_penalty = flags.frequency_penalty.value_or(params.frequency_penalty);
+  params.seed = static_cast<uint64_t>(flags.seed);
+  return params;
+}
+
+std::string ExpandShortName(const std::string& argument) {
+  constexpr std::pair<std::string_view, std::string_view> kNames[] = {
+      {"-ctk", "--kv-cache-dtype"}, {"-ctv", "--cache-type-v"}, {"-ub", "--ubatch-size"},
+      {"-np", "--parallel"},        {"-ngl", "--n-gpu-layers"}, {"-dev", "--device"},
+      {"-sys", "--system"},
+  };
+  for (const auto& [name, expansion] : kNames) {
+    if (argument == name) return std::string(expansion);
+  }
+  return argument;
+}
+
+}  // namespace lserve

@@ -1,0 +1,29 @@
+#include "apps/interrupt.h"
+
+#include <csignal>
+
+namespace lserve {
+namespace {
+
+// A signal handler can reach nothing else.
+// NOLINTNEXTLINE(cppcoreguidelines-avoid-non-const-global-variables)
+volatile std::sig_atomic_t interrupted = 0;
+
+}  // namespace
+
+void InstallSignalHandlers() {
+  struct sigaction on_interrupt = {};
+  on_interrupt.sa_handler = [](int) { interrupted = 1; };
+  // No SA_RESTART: a read from the terminal must return.
+  on_interrupt.sa_flags = static_cast<int>(SA_RESETHAND);
+  sigaction(SIGINT, &on_interrupt, nullptr);
+  struct sigaction ignore = {};
+  ignore.sa_handler = SIG_IGN;
+  sigaction(SIGPIPE, &ignore, nullptr);
+}
+
+bool Interrupted() {
+  return interrupted != 0;
+}
+
+}  // namespace lserve

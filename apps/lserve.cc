@@ -1,0 +1,198 @@
+// The program `lserve`: parses the command line and calls the command.
+#include <unistd.h>
+
+#include <CLI/App.hpp>
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <exception>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "apps/console.h"
+#include "apps/inspect_command.h"
+#include "apps/run_command.h"
+#include "apps/tokenize_command.h"
+#include "base/log.h"
+#include "base/strings.h"
+#include "loader/json_fields.h"
+#include "lserve/version.h"
+
+namespace lserve {
+namespace {
+
+constexpr const char kAvailable[] = "available commands: run, tokenize, inspect";
+
+constexpr const char kMainFooter[] = R"(
+Examples:
+  lserve run models/needle --document report.txt --question "What is the access code for Blue Harbor?"
+  lserve run models/needle --document report.txt                 # asks for questions, one a line
+  lserve run models/needle --prompt "Once upon a time" --max-tokens 40
+  lserve inspect models/needle                                   # what is in a model directory
+  lserve tokenize models/needle --text "Hello" --json
+
+A MODEL_DIR is a Hugging Face checkpoint: config.json, *.safetensors, and for text tokenizer.json.
+Exit status: 0 done, 1 a problem with the input or the machine, 2 wrong usage, 130 Ctrl-C.
+`lserve COMMAND --help` lists the options of a command.)";
+
+constexpr const char kRunFooter[] = R"(
+Examples:
+  # Two questions; the document is read once, the second answer starts at once.
+  lserve run models/needle --document a.txt b.txt --question "First?" --question "Second?"
+  # How exact is sparse attention here? Ask again with --attention dense.
+  lserve run models/needle --document long.txt --question "..." --attention sparse --json
+  # Half of the memory for the same document:
+  lserve run models/needle --document long.txt --kv-cache-dtype int8 --question "..."
+  # Logits of every position, for comparisons:
+  lserve run models/needle --tokens ids.txt --logits-out logits.npy --max-tokens 8 --temperature 0
+
+Sizes may be written as 128k or 2G (k = 1024). Answers go to stdout, one summary line per answer
+goes to stderr. Names that vLLM and llama.cpp use are accepted too: --ctx-size, --temp, -n, -ctk.)";
+
+// Everything CLI11 needs while it parses.
+struct CommandLine {
+  CLI::App app{"Answers questions about long documents with Llama-family models.", "lserve"};
+  CLI::App* run = nullptr;
+  CLI::App* tokenize = nullptr;
+  CLI::App* inspect = nullptr;
+  RunOptions run_options;
+  TokenizeOptions tokenize_options;
+  InspectOptions inspect_options;
+  std::unique_ptr<FlagSet> run_flags;
+  std::unique_ptr<FlagSet> tokenize_flags;
+  std::unique_ptr<FlagSet> inspect_flags;
+};
+
+void AddModel(CLI::App* command, std::string& field) {
+  command->add_option("MODEL_DIR,--model,-m,--model-path", field, "directory of the checkpoint")
+      ->option_text("DIR");
+}
+
+void Declare(CommandLine& line) {
+  line.app.set_version_flag("--version", StrCat("lserve ", kVersion));
+  line.app.footer(kMainFooter);
+  line.app.get_formatter()->column_width(38);
+  line.run = line.app.add_subcommand("run", "ask questions about documents, or continue a prompt");
+  AddModel(line.run, line.run_options.engine.config.model_dir);
+  line.run_flags = std::make_unique<FlagSet>(*line.run);
+  AddRunFlags(*line.run_flags, line.run_options);
+  line.run->footer(kRunFooter);
+
+  line.tokenize = line.app.add_subcommand("tokenize", "text to token ids and back");
+  AddModel(line.tokenize, line.tokenize_options.model_dir);
+  line.tokenize_flags = std::make_unique<FlagSet>(*line.tokenize);
+  AddTokenizeFlags(*line.tokenize_flags, line.tokenize_options);
+
+  line.inspect = line.app.add_subcommand("inspect", "what is in a model directory");
+  AddModel(line.inspect, line.inspect_options.model_dir);
+  line.inspect_flags = std::make_unique<FlagSet>(*line.inspect);
+  AddInspectFlags(*line.inspect_flags, line.inspect_options);
+}
+
+// The first word, if it is no flag and no command: CLI11's own message would be a riddle.
+int CheckCommand(const std::string& word) {
+  for (const char* planned : {"serve", "bench", "eval", "calibrate"}) {
+    if (word == planned) {
+      return ReportUsage(
+          StrCat("command ", word, " is not implemented in lserve ", kVersion, "; ", kAvailable));
+    }
+  }
+  for (const char* known : {"run", "tokenize", "inspect"}) {
+    if (word == known) return kExitOk;
+  }
+  if (word.starts_with("-")) return kExitOk;
+  return ReportUsage(StrCat("unknown command ", Quoted(word), "; ", kAvailable));
+}
+
+int ReportParseError(const CLI::ParseError& error, const CommandLine& line) {
+  const CLI::App* command = nullptr;
+  const FlagSet* flags = nullptr;
+  if (line.run->parsed()) command = line.run, flags = line.run_flags.get();
+  if (line.tokenize->parsed()) command = line.tokenize, flags = line.tokenize_flags.get();
+  if (line.inspect->parsed()) command = line.inspect, flags = line.inspect_flags.get();
+  if (command == nullptr) return ReportUsage(StrCat(error.what(), "; see lserve --help"));
+  const std::string help = StrCat("see lserve ", command->get_name(), " --help");
+  const std::vector<std::string> extras = command->remaining();
+  if (extras.empty()) return ReportUsage(StrCat(error.what(), "; ", help));
+  const bool is_flag = extras[0].starts_with("-");
+  const std::string closest = is_flag ? flags->Closest(extras[0]) : "";
+  return ReportUsage(StrCat(is_flag ? "unknown option " : "unexpected argument ", Quoted(extras[0]),
+                            closest.empty() ? "" : StrCat("; did you mean ", closest, "?"),
+                            closest.empty() ? "; " : " ", help));
+}
+
+// Prints the problem of a command's flags, or its notes. The exit status, kExitOk to go on.
+int CheckFlags(const FlagSet& flags, const std::string& model_dir, bool needs_model) {
+  if (!flags.status().ok()) return ReportUsage(flags.status().message());
+  if (needs_model && model_dir.empty()) {
+    return ReportUsage("MODEL_DIR is missing, expected the directory of a checkpoint; see --help");
+  }
+  for (const std::string& note : flags.notes()) PrintNote(note);
+  return kExitOk;
+}
+
+int Run(CommandLine& line) {
+  RunOptions& options = line.run_options;
+  const bool needs_model = !options.print_config;
+  const int flags = CheckFlags(*line.run_flags, options.engine.config.model_dir, needs_model);
+  if (flags != kExitOk) return flags;
+  if (const Status status = FinishRunOptions(options); !status.ok()) {
+    return ReportUsage(status.message());
+  }
+  if (!options.print_config) return RunCommand(std::move(options));
+  Output output;
+  const Status status = output.Write(WriteJson(line.run_flags->Effective(), {.indent = 1}) + "\n");
+  return status.ok() ? kExitOk : ReportError(status);
+}
+
+int Dispatch(CommandLine& line) {
+  if (line.run->parsed()) return Run(line);
+  if (line.tokenize->parsed()) {
+    const TokenizeOptions& options = line.tokenize_options;
+    const int flags = CheckFlags(*line.tokenize_flags, options.model_dir, true);
+    if (flags != kExitOk) return flags;
+    const Status status = FinishTokenizeOptions(options);
+    return status.ok() ? TokenizeCommand(options) : ReportUsage(status.message());
+  }
+  if (line.inspect->parsed()) {
+    const InspectOptions& options = line.inspect_options;
+    const int flags = CheckFlags(*line.inspect_flags, options.model_dir, !options.support);
+    return flags == kExitOk ? InspectCommand(options) : flags;
+  }
+  return ReportUsage(StrCat("no command given; ", kAvailable, "; see lserve --help"));
+}
+
+int Main(const std::vector<std::string>& arguments) {
+  SetLogLevel(LogLevel::kWarning);
+  if (!arguments.empty()) {
+    const int command = CheckCommand(arguments[0]);
+    if (command != kExitOk) return command;
+  }
+  CommandLine line;
+  Declare(line);
+  std::vector<std::string> reversed;  // as CLI11 wants it
+  for (const std::string& argument : arguments) reversed.push_back(ExpandShortName(argument));
+  std::reverse(reversed.begin(), reversed.end());
+  try {
+    line.app.parse(reversed);
+  } catch (const CLI::Success& success) {  // --help, --version
+    line.app.exit(success);
+    return kExitOk;
+  } catch (const CLI::ParseError& error) {
+    return ReportParseError(error, line);
+  }
+  return Dispatch(line);
+}
+
+}  // namespace
+}  // namespace lserve
+
+// Our own code throws nothing; the standard library does when memory is out.
+int main(int argc, char** argv) try {
+  return lserve::Main(std::vector<std::string>(argv + 1, argv + argc));
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "%s: %s; is there enough free memory?\n", "lserve", error.what());
+  return 1;
+}

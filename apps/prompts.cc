@@ -1,0 +1,73 @@
+#include "apps/prompts.h"
+
+#include <algorithm>
+
+#include "base/mapped_file.h"
+#include "base/strings.h"
+#include "tokenizer/unicode.h"
+
+namespace lserve {
+
+Result<std::string> ReadDocuments(const std::vector<std::string>& paths) {
+  std::string joined;
+  for (const std::string& path : paths) {
+    std::string text = LS_TRY(ReadTextFile(path));
+    if (text.starts_with("\xef\xbb\xbf")) text.erase(0, 3);  // byte order mark
+    if (text.find_first_not_of(" \t\r\n\f\v") == std::string::npos) {
+      return Status(Code::kInvalidArgument,
+                    StrCat(path, ": the document is empty (", text.size(),
+                           " bytes without a word), expected text; is this the right file?"));
+    }
+    if (const size_t bad = FindInvalidUtf8(text); bad < text.size()) {
+      return Status(Code::kInvalidArgument,
+                    StrCat(path, ": byte ", bad,
+                           " is not UTF-8, expected UTF-8 text; convert it "
+                           "(iconv -f LATIN1 -t UTF-8) or extract the text"));
+    }
+    if (!joined.empty()) joined += "\n\n";
+    joined += text;
+  }
+  return joined;
+}
+
+Result<std::vector<int32_t>> MakePrompt(const Tokenizer& tokenizer,
+                                        const Conversation& conversation,
+                                        const std::string& question) {
+  const auto message = [](const char* role, std::string content) {
+    return Json(Json::Object{{"role", Json(role)}, {"content", Json(std::move(content))}});
+  };
+  Json::Array messages;
+  if (conversation.system) messages.push_back(message("system", *conversation.system));
+  messages.push_back(message("user", conversation.document.empty()
+                                         ? question
+                                         : StrCat(conversation.document, "\n\n", question)));
+  ChatRequest request;
+  request.messages = Json(std::move(messages));
+  request.date = conversation.date;
+  return tokenizer.EncodeChat(LS_TRY(tokenizer.RenderChat(request)));
+}
+
+int64_t CommonPrefix(std::span<const std::vector<int32_t>> prompts) {
+  if (prompts.empty() || prompts[0].empty()) return 0;
+  size_t common = prompts[0].size() - 1;
+  for (const std::vector<int32_t>& prompt : prompts) {
+    const size_t limit = std::min(common, prompt.empty() ? 0 : prompt.size() - 1);
+    const auto end = prompt.begin() + static_cast<std::ptrdiff_t>(limit);
+    common = static_cast<size_t>(std::mismatch(prompt.begin(), end, prompts[0].begin()).first -
+                                 prompt.begin());
+  }
+  return static_cast<int64_t>(common);
+}
+
+Result<int64_t> PrefixForAnyQuestion(const Tokenizer& tokenizer,
+                                     const Conversation& conversation,
+                                     const std::vector<int32_t>& prompt) {
+  // A capital letter, a digit, a quotation mark.
+  std::vector<std::vector<int32_t>> prompts = {prompt};
+  for (const char* question : {"Xylophone?", "7?", "\"?\""}) {
+    prompts.push_back(LS_TRY(MakePrompt(tokenizer, conversation, question)));
+  }
+  return CommonPrefix(prompts);
+}
+
+}  // namespace lserve

@@ -1,0 +1,281 @@
+#include "apps/run_command.h"
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+
+#include "apps/answer_report.h"
+#include "apps/console.h"
+#include "apps/interrupt.h"
+#include "apps/line_reader.h"
+#include "apps/npy_file.h"
+#include "apps/progress_bar.h"
+#include "apps/prompts.h"
+#include "apps/quantities.h"
+#include "apps/token_file.h"
+#include "base/mapped_file.h"
+#include "base/strings.h"
+
+namespace lserve {
+namespace {
+
+constexpr int64_t kDefaultMaxTokens = 256;
+
+// One prompt, ready for the engine.
+struct Prompt {
+  std::optional<std::string> question;
+  std::vector<int32_t> tokens;
+};
+
+// Prints answers for people as they come: those of later requests wait for the earlier ones.
+class AnswerPrinter {
+ public:
+  AnswerPrinter(Output& output, const std::vector<Prompt>& prompts, bool has_text)
+      : output_(output),
+        prompts_(prompts),
+        has_text_(has_text),
+        to_terminal_(StdoutIsTerminal()),
+        progress_("reading"),
+        pending_(prompts.size()) {}
+
+  Status OnEvent(size_t index, const RequestEvent& event) {
+    if (event.token || event.finished) {
+      progress_.Clear();
+    } else if (index == current_) {
+      progress_.Update(event.prefill_done, static_cast<int64_t>(prompts_[index].tokens.size()));
+    }
+    std::string piece = to_terminal_ ? WithoutControls(event.text) : event.text;
+    if (!has_text_ && event.token) piece = StrCat(*event.token, " ");
+    Pending& pending = pending_[index];
+    pending.text += piece;
+    if (event.finished) {
+      pending.summary = SummaryLine(
+          {.text = {}, .token_ids = {}, .finish_reason = *event.finished, .stats = event.stats});
+    }
+    return Flush();
+  }
+
+ private:
+  struct Pending {
+    std::string text;     // not printed yet
+    std::string summary;  // set once finished
+  };
+
+  Status Flush() {
+    while (current_ < pending_.size()) {
+      Pending& pending = pending_[current_];
+      if (pending.text.empty() && pending.summary.empty()) return Status();
+      if (!header_printed_ && prompts_[current_].question) {
+        LS_TRY(output_.Write(StrCat("Q: ", *prompts_[current_].question, "\nA: ")));
+      }
+      header_printed_ = true;
+      LS_TRY(output_.Write(std::exchange(pending.text, "")));
+      if (pending.summary.empty()) return Status();
+      LS_TRY(output_.Write(prompts_[current_].question ? "\n\n" : "\n"));
+      PrintToStderr(StrCat("[", pending.summary, "]\n"));
+      header_printed_ = false;
+      ++current_;
+    }
+    return Status();
+  }
+
+  Output& output_;
+  const std::vector<Prompt>& prompts_;
+  bool has_text_;
+  bool to_terminal_;
+  ProgressBar progress_;
+  std::vector<Pending> pending_;
+  size_t current_ = 0;
+  bool header_printed_ = false;
+};
+
+class Runner {
+ public:
+  Runner(RunOptions options, std::unique_ptr<Engine> engine)
+      : options_(std::move(options)), engine_(std::move(engine)) {}
+
+  // Writes the answers; the caller prints the error.
+  Status Run() {
+    if (!options_.is_completion()) {
+      LS_TRY(NeedTokenizer("--document and --question"));
+      conversation_.document = LS_TRY(ReadDocuments(options_.documents));
+      conversation_.system = options_.system;
+      conversation_.date = options_.date;
+    }
+    LS_TRY(options_.is_interactive() ? RunInteractive() : RunGiven());
+    if (!options_.json) return Status();
+    const Json json = AnswersToJson(answers_, engine_->info());
+    return output_.Write(WriteJson(json, {.indent = 1}) + "\n");
+  }
+
+ private:
+  Status RunGiven() {
+    std::vector<Prompt> prompts;
+    if (options_.is_completion()) {
+      prompts.push_back(Prompt{std::nullopt, LS_TRY(CompletionTokens())});
+    }
+    for (const std::string& question : options_.questions) {
+      prompts.push_back(
+          Prompt{question, LS_TRY(MakePrompt(*tokenizer(), conversation_, question))});
+    }
+    int64_t keep_prefix = 0;
+    if (prompts.size() > 1) {
+      std::vector<std::vector<int32_t>> all;
+      for (const Prompt& prompt : prompts) all.push_back(prompt.tokens);
+      keep_prefix = CommonPrefix(all);
+    }
+    return Ask(prompts, keep_prefix);
+  }
+
+  Status RunInteractive() {
+    LineReader reader;
+    const bool show_prompt = StdinIsTerminal() && StderrIsTerminal();
+    bool is_first = true;
+    for (;;) {
+      if (show_prompt) PrintToStderr("question (Ctrl-D ends): ");
+      const std::optional<std::string> line = LS_TRY(reader.Next());
+      if (!line) {
+        if (show_prompt) PrintToStderr("\n");
+        break;
+      }
+      if (line->find_first_not_of(" \t") == std::string::npos) continue;
+      std::vector<Prompt> prompts(1);
+      prompts[0] = {*line, LS_TRY(MakePrompt(*tokenizer(), conversation_, *line))};
+      int64_t keep_prefix = 0;
+      if (is_first) {
+        keep_prefix = LS_TRY(PrefixForAnyQuestion(*tokenizer(), conversation_, prompts[0].tokens));
+      }
+      is_first = false;
+      LS_TRY(Ask(prompts, keep_prefix));
+      if (Interrupted()) break;
+    }
+    if (!answers_.empty() || Interrupted()) return Status();
+    return Status(Code::kInvalidArgument,
+                  "stdin: ended without a question, expected one per line; give --question TEXT");
+  }
+
+  // Answers `prompts`; the first one keeps its prefix for the others.
+  Status Ask(const std::vector<Prompt>& prompts, int64_t keep_prefix) {
+    std::vector<Request> requests;
+    for (const Prompt& prompt : prompts) {
+      requests.push_back(LS_TRY(MakeRequest(prompt)));
+    }
+    requests[0].keep_prefix = keep_prefix;
+    std::optional<NpyFile> logits;
+    if (options_.logits_file) {
+      logits.emplace(LS_TRY(NpyFile::Create(*options_.logits_file,
+                                            static_cast<int64_t>(prompts[0].tokens.size()),
+                                            engine_->model_config().vocab_size)));
+      requests[0].on_prompt_logits = [&file = *logits](int64_t, const ConstMatrix& rows) {
+        for (int64_t row = 0; row < rows.rows; ++row) {
+          LS_TRY(file.AppendRow(rows.row<float>(row)));
+        }
+        return Status();
+      };
+    }
+
+    AnswerHooks hooks;
+    hooks.should_stop = Interrupted;
+    std::optional<AnswerPrinter> printer;
+    std::optional<ProgressBar> progress;
+    if (options_.json) {
+      progress.emplace("reading");
+      hooks.on_event = [&](size_t index, const RequestEvent& event) {
+        progress->Update(event.prefill_done, static_cast<int64_t>(prompts[index].tokens.size()));
+        if (event.token) progress->Clear();
+        return Status();
+      };
+    } else {
+      printer.emplace(output_, prompts, tokenizer() != nullptr);
+      hooks.on_event = [&printer](size_t index, const RequestEvent& event) {
+        return printer->OnEvent(index, event);
+      };
+    }
+    std::vector<Answer> answers = LS_TRY(AnswerAll(*engine_, std::move(requests), hooks));
+    for (size_t i = 0; i < answers.size(); ++i) {
+      answers_.push_back(
+          ReportedAnswer{prompts[i].question, tokenizer() != nullptr, std::move(answers[i])});
+    }
+    if (Interrupted()) return options_.json ? Status() : output_.Write("\n");
+    return logits ? logits->Finish() : Status();
+  }
+
+  Result<Request> MakeRequest(const Prompt& prompt) {
+    const int64_t length = static_cast<int64_t>(prompt.tokens.size());
+    const int64_t longest = engine_->info().max_model_len;
+    if (length >= longest) {
+      return Status(
+          Code::kInvalidArgument,
+          StrCat(Source(), ": the prompt has ", length, " tokens, expected at most ", longest - 1,
+                 " (", engine_->info().model, " holds ", longest,
+                 " with the answer); shorten it, or raise --max-model-len if the model allows"));
+    }
+    Request request;
+    request.prompt = prompt.tokens;
+    request.sampling = MakeSampling(options_.sampling, engine_->model_config().generation);
+    const int64_t preferred = options_.logits_file ? 1 : kDefaultMaxTokens;
+    request.max_tokens = options_.max_tokens.value_or(std::min(preferred, longest - length));
+    request.ignore_eos = options_.ignore_eos;
+    request.stop = options_.stop;
+    request.stop_token_ids = options_.stop_token_ids;
+    return request;
+  }
+
+  // What the user has to shorten.
+  std::string Source() const {
+    if (options_.tokens_file) return *options_.tokens_file;
+    if (options_.prompt_file) return *options_.prompt_file;
+    if (options_.prompt) return "--prompt";
+    if (options_.documents.size() == 1) return options_.documents[0];
+    return options_.documents.empty() ? "--question"
+                                      : StrCat(options_.documents.size(), " documents");
+  }
+
+  Result<std::vector<int32_t>> CompletionTokens() {
+    if (options_.tokens_file) {
+      const std::string text = LS_TRY(ReadTextFile(*options_.tokens_file));
+      return ParseTokens(text, engine_->model_config().vocab_size, *options_.tokens_file);
+    }
+    LS_TRY(NeedTokenizer("--prompt and --prompt-file"));
+    const std::string text =
+        options_.prompt_file ? LS_TRY(ReadDocuments({*options_.prompt_file})) : *options_.prompt;
+    EncodeOptions encode;
+    encode.match_special_tokens = options_.match_special_tokens;
+    std::vector<int32_t> ids = LS_TRY(tokenizer()->Encode(text, encode));
+    if (ids.empty()) {
+      return Status(Code::kInvalidArgument,
+                    "--prompt: the text has no tokens, expected at least one; give some text");
+    }
+    return ids;
+  }
+
+  Status NeedTokenizer(const char* what) const {
+    if (tokenizer() != nullptr) return Status();
+    return Status(Code::kInvalidArgument,
+                  StrCat(options_.engine.config.model_dir,
+                         ": has no tokenizer.json, expected one "
+                         "for ",
+                         what, "; add the model's file, or give token ids with --tokens"));
+  }
+
+  const Tokenizer* tokenizer() const { return engine_->tokenizer(); }
+
+  RunOptions options_;
+  std::unique_ptr<Engine> engine_;
+  Conversation conversation_;
+  std::vector<ReportedAnswer> answers_;
+  Output output_;
+};
+
+}  // namespace
+
+int RunCommand(RunOptions options) {
+  InstallSignalHandlers();
+  Result<std::unique_ptr<Engine>> engine = Engine::Create(options.engine.config);
+  if (!engine.ok()) return ReportError(engine.status());
+  const Status status = Runner(std::move(options), std::move(engine).value()).Run();
+  if (!status.ok()) return ReportError(status);
+  return Interrupted() ? kExitInterrupt : kExitOk;
+}
+
+}  // namespace lserve
