@@ -1,0 +1,157 @@
+// Linear against the reference, and the exactness that batching relies on. Shapes and edges of the
+// kernels themselves: src/backend/cpu/linear_test.cc.
+#include <gtest/gtest.h>
+
+#include "base/half.h"
+#include "parity/parity_cases.h"
+
+namespace lserve::parity {
+namespace {
+
+struct LinearCase {
+  int64_t rows = 1;
+  int64_t in = 1;
+  int64_t out = 1;
+  bool bias = false;
+  bool accumulate = false;
+};
+
+std::vector<std::byte> Encode(const std::vector<float>& x, DType dtype) {
+  std::vector<std::byte> bytes(x.size() * static_cast<size_t>(BitsOf(dtype) / 8));
+  for (size_t i = 0; i < x.size(); ++i) {
+    if (dtype == DType::kF32) {
+      std::memcpy(bytes.data() + 4 * i, &x[i], 4);
+    } else {
+      const uint16_t bits = dtype == DType::kBf16 ? ToBf16(x[i]).bits : ToF16(x[i]).bits;
+      std::memcpy(bytes.data() + 2 * i, &bits, 2);
+    }
+  }
+  return bytes;
+}
+
+// |x| and |w| < 1, |bias| < 1, |y| < 1: both sides sum the same rounded products, the fast one in
+// float with at most two roundings of 2^-24 per term, relative to S = sum |x w| + |bias| + |y|, and
+// both round the result once. S <= in + 2; what bf16 rounding adds to |x| <= 1 is nothing: 1 is
+// representable.
+double LinearTolerance(const LinearCase& c) {
+  const double terms = static_cast<double>(c.in + 2);
+  return 2 * (terms + 1) * kFloatRoundoff * terms;
+}
+
+// A weight, inputs and outputs; all rows or some of them.
+class LinearHarness {
+ public:
+  LinearHarness(Backend& backend, DType dtype, const LinearCase& c) : backend_(backend), c_(c) {
+    const std::vector<std::byte> w = Encode(RandomFloats(1, c.in * c.out), dtype);
+    const std::vector<float> bias = c.bias ? RandomFloats(2, c.out) : std::vector<float>();
+    // Two parts, as q and k of one projection.
+    const int64_t first = c.out / 3;
+    const WeightPart parts[] = {
+        {w.data(), dtype, first},
+        {w.data() + first * c.in * BitsOf(dtype) / 8, dtype, c.out - first}};
+    weight_ = backend.PackLinear(parts, c.in, bias).value();
+  }
+
+  std::vector<float>& x() { return x_; }
+
+  // Rows [first, first + count) of y, without the gap between rows, which must stay.
+  std::vector<float> Run(int64_t first, int64_t count) const {
+    const int64_t stride = c_.out + 3;
+    std::vector<float> y = RandomFloats(4, c_.rows * stride);
+    const std::vector<float> before = y;
+    const Status status = backend_.Linear(
+        {.x = {x_.data() + first * (c_.in + 5), DType::kF32, count, c_.in, c_.in + 5},
+         .weight = &weight_,
+         .y = {.data = y.data() + first * stride, .rows = count, .cols = c_.out, .stride = stride},
+         .accumulate = c_.accumulate});
+    EXPECT_TRUE(status.ok()) << status.message();
+    std::vector<float> out;
+    for (int64_t r = 0; r < c_.rows; ++r) {
+      for (int64_t i = 0; i < stride; ++i) {
+        const size_t at = static_cast<size_t>(r * stride + i);
+        if (r >= first && r < first + count && i < c_.out) {
+          out.push_back(y[at]);
+        } else {
+          EXPECT_EQ(y[at], before[at]) << "row " << r << " element " << i << " is not its output";
+        }
+      }
+    }
+    return out;
+  }
+  std::vector<float> Run() const { return Run(0, c_.rows); }
+
+ private:
+  Backend& backend_;
+  LinearCase c_;
+  LinearWeight weight_;
+  std::vector<float> x_ = RandomFloats(3, c_.rows*(c_.in + 5));
+};
+
+class LinearParity : public testing::TestWithParam<SubjectAndType> {
+ protected:
+  const Subject& subject() const { return std::get<0>(GetParam()); }
+  DType dtype() const { return std::get<1>(GetParam()); }
+};
+
+TEST_P(LinearParity, EqualsTheReference) {
+  if (subject().is_reference()) return;
+  const std::unique_ptr<Backend> backend = Make(subject());
+  const std::unique_ptr<Backend> reference = Make(Subjects().front());
+  for (LinearCase c : {LinearCase{1, 1, 1},
+                       {1, 64, 64},
+                       {3, 63, 65},
+                       {17, 130, 31},
+                       {5, 1031, 70},
+                       {130, 65, 129},
+                       {321, 20, 7}}) {
+    for (const bool extras : {false, true}) {
+      c.bias = c.accumulate = extras;
+      SCOPED_TRACE(StrCat(c.rows, " x ", c.in, " x ", c.out, extras ? " bias, accumulate" : ""));
+      ASSERT_TRUE(Near(LinearHarness(*backend, dtype(), c).Run(),
+                       LinearHarness(*reference, dtype(), c).Run(), LinearTolerance(c), c.out));
+    }
+  }
+}
+
+TEST_P(LinearParity, BitsDependOnTheRowAlone) {
+  const LinearCase c = {.rows = 130, .in = 97, .out = 70, .bias = true, .accumulate = true};
+  const std::unique_ptr<Backend> first = Make(subject(), 1);
+  const LinearHarness linear(*first, dtype(), c);
+  const std::vector<float> all = linear.Run();
+  EXPECT_TRUE(SameBits(linear.Run(), all, c.out));
+  for (const int threads : {1, 2, 3}) {
+    const std::unique_ptr<Backend> backend = Make(subject(), threads);
+    const LinearHarness other(*backend, dtype(), c);
+    ASSERT_TRUE(SameBits(other.Run(), all, c.out)) << threads << " threads";
+    for (int64_t rows = 1; rows <= c.rows; rows += rows < 20 ? 1 : 22) {
+      const int64_t from = (rows * 37) % (c.rows - rows + 1);
+      const std::vector<float> part(all.begin() + from * c.out,
+                                    all.begin() + (from + rows) * c.out);
+      ASSERT_TRUE(SameBits(other.Run(from, rows), part, c.out))
+          << rows << " rows from " << from << ", " << threads << " threads";
+    }
+  }
+  for (int64_t row = 0; row < c.rows; ++row) {
+    const std::vector<float> part(all.begin() + row * c.out, all.begin() + (row + 1) * c.out);
+    ASSERT_TRUE(SameBits(linear.Run(row, 1), part, c.out)) << "row " << row << " alone";
+  }
+}
+
+// An input element changed by one step of its format moves the result beyond the tolerance.
+TEST(LinearParityCases, PlantedErrorsAreCaught) {
+  const std::unique_ptr<Backend> reference = Make(Subjects().front());
+  const LinearCase c = {.rows = 3, .in = 63, .out = 65};
+  LinearHarness linear(*reference, DType::kBf16, c);
+  const std::vector<float> expected = linear.Run();
+  linear.x()[7] *= 1 + 0x1p-6f;
+  EXPECT_FALSE(Near(linear.Run(), expected, LinearTolerance(c), c.out));
+}
+
+INSTANTIATE_TEST_SUITE_P(All,
+                         LinearParity,
+                         testing::Combine(testing::ValuesIn(Subjects()),
+                                          testing::Values(DType::kBf16, DType::kF16, DType::kF32)),
+                         SubjectTypeName);
+
+}  // namespace
+}  // namespace lserve::parity

@@ -1,0 +1,31 @@
+// Asks one engine everything that a needle document hides and says what was wrong. For the tests of
+// this folder.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "apps/answering.h"
+#include "apps/needle_document.h"
+
+namespace lserve {
+
+// The bundled model, which carries its own choice of streaming heads (50%).
+std::unique_ptr<Engine> MakeNeedleEngine(const std::string& kv_cache_dtype);
+
+AttentionSettings DenseAttention();
+AttentionSettings SparseAttention(int token_budget);
+
+struct RetrievalResult {
+  std::vector<std::string> wrong;  // one line per wrong answer
+  std::vector<Answer> answers;
+};
+
+// The questions of the document one by one, two of them in one turn, and the one for all values if
+// there is one. The first keeps the document for the others.
+RetrievalResult AskEverything(Engine& engine,
+                              const NeedleDocument& document,
+                              const AttentionSettings& attention);
+
+}  // namespace lserve

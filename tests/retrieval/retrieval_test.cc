@@ -1,0 +1,93 @@
+// 4K tokens: every answer is right with dense attention, and with 50% streaming heads and page
+// selection; and the counters say that this is what ran. Longer documents: retrieval_slow_test.cc.
+#include "tests/retrieval/retrieval.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "base/check.h"
+
+namespace lserve {
+namespace {
+
+using ::testing::IsEmpty;
+
+class Retrieval4k : public ::testing::Test {
+ protected:
+  Retrieval4k() : engine_(MakeNeedleEngine("bf16")) {
+    NeedleOptions options;
+    options.num_tokens = 4096;
+    options.seed = 11;
+    options.depths = {0.0, 0.2, 0.45, 0.7, 0.95, 1.0};
+    Result<NeedleDocument> document = MakeNeedleDocument(*engine_->tokenizer(), options);
+    LS_CHECK(document.ok()) << document.status().message();
+    document_ = std::move(document).value();
+  }
+
+  RetrievalResult Ask(const AttentionSettings& attention) {
+    return AskEverything(*engine_, document_, attention);
+  }
+
+  std::unique_ptr<Engine> engine_;
+  NeedleDocument document_;
+};
+
+TEST_F(Retrieval4k, Dense) {
+  const RetrievalResult result = Ask(DenseAttention());
+  EXPECT_THAT(result.wrong, IsEmpty());
+  for (const Answer& answer : result.answers) {
+    EXPECT_EQ(answer.stats.sparse_steps, 0);
+    EXPECT_EQ(answer.stats.selections, 0);
+    EXPECT_EQ(answer.stats.pages_visited, answer.stats.pages_present);
+    EXPECT_EQ(answer.stats.prefill_tiles_visited, answer.stats.prefill_tiles_present);
+  }
+}
+
+// The document is within the budget: retrieval heads read everything, streaming heads do not.
+TEST_F(Retrieval4k, SparseWithBudget4096) {
+  const RetrievalResult result = Ask(SparseAttention(4096));
+  EXPECT_THAT(result.wrong, IsEmpty());
+  const RequestStats& first = result.answers[0].stats;
+  EXPECT_LT(first.prefill_tiles_visited, first.prefill_tiles_present);
+  for (const Answer& answer : result.answers) {
+    EXPECT_LT(answer.stats.pages_visited, answer.stats.pages_present);
+  }
+}
+
+TEST_F(Retrieval4k, SparseWithBudget2048ReusesItsLists) {
+  const RetrievalResult result = Ask(SparseAttention(2048));
+  EXPECT_THAT(result.wrong, IsEmpty());
+  for (const Answer& answer : result.answers) {
+    // A list is used for two steps.
+    EXPECT_EQ(answer.stats.selections, (answer.stats.sparse_steps + 1) / 2);
+  }
+}
+
+TEST_F(Retrieval4k, SparseWithBudget1024) {
+  const RetrievalResult result = Ask(SparseAttention(1024));
+  EXPECT_THAT(result.wrong, IsEmpty());
+  for (size_t i = 0; i < result.answers.size(); ++i) {
+    const RequestStats& stats = result.answers[i].stats;
+    EXPECT_EQ(stats.dense_steps, 0);
+    EXPECT_GT(stats.sparse_steps, 0);
+    EXPECT_EQ(stats.selections, stats.sparse_steps);
+    // Half of the heads read at most 16 pages of 64 tokens; a streaming head sees 128 + 256 tokens,
+    // which touch at most 2 + 5 pages.
+    const double heads = 24.0;
+    EXPECT_LE(stats.pages_visited, heads / 2 * 16 + heads / 2 * 7);
+    EXPECT_GT(stats.pages_present, heads * 60);
+    if (i > 0) {
+      EXPECT_GT(stats.cached_tokens, 4000 - 2048);
+    }
+  }
+}
+
+TEST_F(Retrieval4k, QuantisedKv) {
+  for (const char* dtype : {"int8", "int4"}) {
+    engine_ = MakeNeedleEngine(dtype);
+    EXPECT_THAT(Ask(SparseAttention(1024)).wrong, IsEmpty()) << dtype;
+  }
+}
+
+}  // namespace
+}  // namespace lserve
