@@ -101,40 +101,84 @@ void FlagSet::Text(const std::string& names,
       [&field] { return field ? Json(*field) : Json(); });
 }
 
+void FlagSet::AddList(const std::string& names,
+                      const std::string& unit,
+                      const std::string& help,
+                      Setter set,
+                      std::function<Json()> show) {
+  const std::string name = FirstName(names);
+  CLI::Option* option = app_.add_option_function<std::vector<std::string>>(
+      names,
+      [this, set = std::move(set)](const std::vector<std::string>& texts) {
+        for (const std::string& text : texts) {
+          if (const Status status = set(text); !status.ok()) return Fail(status);
+        }
+      },
+      help);
+  option->option_text(unit + " ...")
+      ->group(group_)
+      ->expected(1)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+      ->allow_extra_args(false);
+  for (const std::string& long_name : option->get_lnames()) {
+    all_names_.push_back("--" + long_name);
+    list_names_.push_back("--" + long_name);
+  }
+  shown_.emplace_back(name.substr(2), std::move(show));
+}
+
 void FlagSet::Texts(const std::string& names,
                     std::vector<std::string>& field,
                     const std::string& unit,
                     const std::string& help) {
-  const std::string name = FirstName(names);
-  CLI::Option* option = app_.add_option(names, field, help);
-  option->option_text(unit + " ...")->group(group_)->expected(1, 1 << 20);
-  for (const std::string& long_name : option->get_lnames()) all_names_.push_back("--" + long_name);
-  shown_.emplace_back(name.substr(2),
-                      [&field] { return Json(Json::Array(field.begin(), field.end())); });
+  AddList(
+      names, unit, help,
+      [&field](const std::string& text) {
+        field.push_back(text);
+        return Status();
+      },
+      [&field] { return Json(Json::Array(field.begin(), field.end())); });
 }
 
 void FlagSet::Integers(const std::string& names,
                        std::vector<int32_t>& field,
                        const std::string& unit,
                        const std::string& help) {
-  const std::string name = FirstName(names);
-  CLI::Option* option = app_.add_option_function<std::vector<std::string>>(
-      names,
-      [this, &field, name](const std::vector<std::string>& texts) {
-        for (const std::string& text : texts) {
-          const Result<int64_t> value = ParseInteger(text, 0, INT32_MAX, name);
-          if (!value.ok()) return Fail(value.status());
-          field.push_back(static_cast<int32_t>(value.value()));
-        }
+  AddList(
+      names, unit, help,
+      [&field, name = FirstName(names)](const std::string& text) {
+        field.push_back(static_cast<int32_t>(LS_TRY(ParseInteger(text, 0, INT32_MAX, name))));
+        return Status();
       },
-      help);
-  option->option_text(unit + " ...")->group(group_)->expected(1, 1 << 20);
-  for (const std::string& long_name : option->get_lnames()) all_names_.push_back("--" + long_name);
-  shown_.emplace_back(name.substr(2), [&field] {
-    Json::Array values;
-    for (const int32_t value : field) values.push_back(Json(int64_t{value}));
-    return Json(std::move(values));
-  });
+      [&field] {
+        Json::Array values;
+        for (const int32_t value : field) values.push_back(Json(int64_t{value}));
+        return Json(std::move(values));
+      });
+}
+
+std::vector<std::string> FlagSet::OneValueEach(const std::vector<std::string>& arguments) const {
+  std::vector<std::string> out;
+  std::string open;  // the list option that takes further values
+  size_t values = 0;
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const std::string& argument = arguments[i];
+    if (argument == "--") {
+      out.insert(out.end(), arguments.begin() + static_cast<int64_t>(i), arguments.end());
+      break;
+    }
+    const bool is_list =
+        std::find(list_names_.begin(), list_names_.end(), argument) != list_names_.end();
+    if (is_list) {
+      open = argument;
+      values = 0;
+    } else if (argument.size() > 1 && argument[0] == '-' && values > 0) {
+      open.clear();
+    }
+    if (!is_list && !open.empty() && ++values > 1) out.push_back(open);
+    out.push_back(argument);
+  }
+  return out;
 }
 
 void FlagSet::Switch(const std::string& names, bool& field, const std::string& help) {
@@ -241,7 +285,8 @@ void FlagSet::Number(const std::string& names,
 void FlagSet::Refused(const std::string& names, bool has_value, const std::string& why) {
   Add(
       names, has_value ? "VALUE" : "", StrCat("not implemented in this version: ", why),
-      [name = FirstName(names), why](const std::string&) {
+      [name = FirstName(names), has_value, why](const std::string& text) {
+        if (has_value && (text == "0" || text == "off")) return Status();
         return Status(Code::kUnsupported, StrCat(name, " is not implemented in lserve ", kVersion,
                                                  ": ", why, "; leave it out"));
       },

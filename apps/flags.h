@@ -38,7 +38,7 @@ class FlagSet {
             std::optional<std::string>& field,
             const std::string& unit,
             const std::string& help);
-  // May be repeated, and may take several values at once.
+  // May be repeated, and may take several values at once (see OneValueEach).
   void Texts(const std::string& names,
              std::vector<std::string>& field,
              const std::string& unit,
@@ -84,6 +84,7 @@ class FlagSet {
               const std::string& help);
 
   // A known name that this version does not implement: an error that says why and what instead.
+  // With a value, `off` and 0 ask for nothing and pass.
   void Refused(const std::string& names, bool has_value, const std::string& why);
   // A name that other programs have and that changes nothing here: a note says so.
   void NoEffect(const std::string& names, const std::string& unit, const std::string& why);
@@ -93,11 +94,20 @@ class FlagSet {
   const std::vector<std::string>& notes() const { return notes_; }
   // What is in effect, by the flags' first names without dashes.
   Json Effective() const;
+  // The same command line with the values of Texts and Integers options told apart: `--stop a b` is
+  // `--stop a --stop b`. CLI11's own lists would unpack a value such as "[INST]".
+  std::vector<std::string> OneValueEach(const std::vector<std::string>& arguments) const;
   // The known name that is closest to `flag`, or "".
   std::string Closest(std::string_view flag) const;
 
  private:
   using Setter = std::function<Status(const std::string&)>;
+  // A repeatable option: `set` gets every value, in order.
+  void AddList(const std::string& names,
+               const std::string& unit,
+               const std::string& help,
+               Setter set,
+               std::function<Json()> show);
   // What all kinds come down to.
   void Add(const std::string& names,
            const std::string& unit_and_default,
@@ -112,6 +122,7 @@ class FlagSet {
   std::vector<std::string> notes_;
   std::vector<std::pair<std::string, std::function<Json()>>> shown_;
   std::vector<std::string> all_names_;
+  std::vector<std::string> list_names_;  // long names of Texts and Integers options
 };
 
 }  // namespace lserve

@@ -106,6 +106,15 @@ int CheckCommand(const std::string& word) {
   return ReportUsage(StrCat("unknown command ", Quoted(word), "; ", kAvailable));
 }
 
+// The options of the command that the arguments call, or null.
+const FlagSet* FlagsOf(const CommandLine& line, const std::vector<std::string>& arguments) {
+  if (arguments.empty()) return nullptr;
+  if (arguments[0] == "run") return line.run_flags.get();
+  if (arguments[0] == "tokenize") return line.tokenize_flags.get();
+  if (arguments[0] == "inspect") return line.inspect_flags.get();
+  return nullptr;
+}
+
 int ReportParseError(const CLI::ParseError& error, const CommandLine& line) {
   const CLI::App* command = nullptr;
   const FlagSet* flags = nullptr;
@@ -127,7 +136,9 @@ int ReportParseError(const CLI::ParseError& error, const CommandLine& line) {
 int CheckFlags(const FlagSet& flags, const std::string& model_dir, bool needs_model) {
   if (!flags.status().ok()) return ReportUsage(flags.status().message());
   if (needs_model && model_dir.empty()) {
-    return ReportUsage("MODEL_DIR is missing, expected the directory of a checkpoint; see --help");
+    return ReportUsage(
+        "MODEL_DIR is missing, expected the directory of a checkpoint; put it right after the "
+        "command, or after --model");
   }
   for (const std::string& note : flags.notes()) PrintNote(note);
   return kExitOk;
@@ -172,11 +183,12 @@ int Main(const std::vector<std::string>& arguments) {
   }
   CommandLine line;
   Declare(line);
-  std::vector<std::string> reversed;  // as CLI11 wants it
-  for (const std::string& argument : arguments) reversed.push_back(ExpandShortName(argument));
-  std::reverse(reversed.begin(), reversed.end());
+  std::vector<std::string> expanded;
+  for (const std::string& argument : arguments) expanded.push_back(ExpandShortName(argument));
+  if (const FlagSet* flags = FlagsOf(line, arguments)) expanded = flags->OneValueEach(expanded);
+  std::reverse(expanded.begin(), expanded.end());  // as CLI11 wants it
   try {
-    line.app.parse(reversed);
+    line.app.parse(expanded);
   } catch (const CLI::Success& success) {  // --help, --version
     line.app.exit(success);
     return kExitOk;

@@ -11,6 +11,10 @@ namespace lserve {
 Result<std::string> ReadDocuments(const std::vector<std::string>& paths) {
   std::string joined;
   for (const std::string& path : paths) {
+    if (path.empty()) {
+      return Status(Code::kInvalidArgument,
+                    "--document: got an empty name, expected a file; is a variable unset?");
+    }
     std::string text = LS_TRY(ReadTextFile(path));
     if (text.starts_with("\xef\xbb\xbf")) text.erase(0, 3);  // byte order mark
     if (text.find_first_not_of(" \t\r\n\f\v") == std::string::npos) {

@@ -102,13 +102,20 @@ class Runner {
       conversation_.system = options_.system;
       conversation_.date = options_.date;
     }
+    if (options_.is_interactive()) PrintWarnings();
     LS_TRY(options_.is_interactive() ? RunInteractive() : RunGiven());
+    // Last, since an error is to be the only line.
+    if (!options_.is_interactive()) PrintWarnings();
     if (!options_.json) return Status();
     const Json json = AnswersToJson(answers_, engine_->info());
     return output_.Write(WriteJson(json, {.indent = 1}) + "\n");
   }
 
  private:
+  void PrintWarnings() const {
+    for (const std::string& warning : engine_->info().warnings) PrintNote(warning);
+  }
+
   Status RunGiven() {
     std::vector<Prompt> prompts;
     if (options_.is_completion()) {

@@ -39,7 +39,7 @@ struct EngineConfig {
   // Longest sequence, prompt and answer together. 0: what the checkpoint was made for.
   int64_t max_model_len = 0;
   // Tokens of one step: the chunk of a long prompt. Larger chunks use the matrix units better; a
-  // running stream waits for the whole step.
+  // running stream waits for the whole step. Raised to a tile of 128 and a token per sequence.
   int max_num_batched_tokens = 512;
   // Sequences of one step.
   int max_num_seqs = 8;

@@ -27,6 +27,8 @@ struct EngineInfo {
   uint64_t weight_bytes = 0;
   uint64_t kv_budget_bytes = 0;
   uint64_t kv_bytes_per_token = 0;  // of a dense sequence
+  // What the user should know although nothing failed, a sentence each.
+  std::vector<std::string> warnings;
 };
 
 // Thread safety: every method on one thread.

@@ -111,9 +111,12 @@ DecodeDecision PlanDecode(const AttentionSettings& settings,
     decision.sparse = true;
     decision.selects = state->age < 0 || state->age >= settings.interval();
     state->age = decision.selects ? 1 : state->age + 1;
+    if (decision.selects) state->num_pages = num_pages;
     retrieval.selection = static_cast<int>(plan->selections.size());
     plan->selections.push_back(state->table);
-    retrieval.newest = {.first = num_pages - kForcedNewestPages, .last = num_pages};
+    // Pages that came after the list are all new, however long it is reused.
+    retrieval.newest = {.first = std::min(num_pages - kForcedNewestPages, state->num_pages),
+                        .last = num_pages};
     plan->rows.push_back(retrieval);
   } else {
     state->age = -1;

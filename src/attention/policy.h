@@ -31,7 +31,8 @@ void PlanPrefill(const AttentionSettings& settings,
 // The page lists of one decoding sequence, and how old they are.
 struct SelectionState {
   SelectionTable table;
-  int age = -1;  // decode steps since they were chosen; < 0: never
+  int age = -1;           // decode steps since they were chosen; < 0: never
+  PageIdx num_pages = 0;  // of the sequence when they were chosen
 };
 // Runs that a list of the largest size can take: every chosen page its own run, the forced ones
 // two.

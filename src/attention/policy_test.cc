@@ -192,6 +192,25 @@ TEST(DecodePlan, ReusedListKeepsTheNewestTokensAcrossAPageBoundary) {
   }
 }
 
+// A list that is older than the newest pages are long: what filled up meanwhile is read as well.
+TEST(DecodePlan, AListReusedForLongLosesNoPageThatCameAfterIt) {
+  AttentionSettings s;
+  s.mode = AttentionMode::kSparse;
+  s.token_budget = 320;
+  s.selector_interval = 1000;
+  HandTable hand(s);
+  SelectionState state = hand.State();
+  hand.num_runs[0] = 2;
+  hand.runs[0] = {0, 1};
+  hand.runs[1] = {14, 16};  // chosen at p = 1022: 16 pages
+  for (int64_t p = 1022; p < 1022 + 400; ++p) {
+    PagePlan plan;
+    PlanDecode(s, BothWays(), QueryAt(p), &state, &plan);
+    const std::set<int64_t> keys = VisibleKeys(plan, plan.rows[0], p);
+    ASSERT_EQ(keys.size(), static_cast<size_t>(64 + p + 1 - 14 * 64)) << p;
+  }
+}
+
 // Defect g: "all pages" must not read a page that does not exist.
 TEST(DecodePlan, PageCountIsExactAtPageBoundaries) {
   AttentionSettings s;

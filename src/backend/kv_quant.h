@@ -14,7 +14,7 @@ namespace lserve {
 
 // Largest code: 255 for kInt8, 15 for kInt4.
 constexpr int QuantLevels(DType dtype) {
-  return (1 << BitsOf(dtype)) - 1;
+  return dtype == DType::kInt8 ? 255 : 15;
 }
 
 // x ~ bf16(min + code * scale). `min` is rounded down and `scale` up, so that the codes span every

@@ -28,19 +28,19 @@ std::string_view Name(FinishReason reason) {
 
 class Engine::Impl {
  public:
-  Impl(const EngineConfig& config, EngineParts parts)
-      : config_(config),
-        parts_(std::move(parts)),
+  explicit Impl(EngineParts parts)
+      : parts_(std::move(parts)),
+        config_(parts_.config),
         scheduler_(
-            parts_.pool.get(), &prefixes_, config.max_num_seqs, config.max_num_batched_tokens),
+            parts_.pool.get(), &prefixes_, config_.max_num_seqs, config_.max_num_batched_tokens),
         host_logits_(static_cast<size_t>(parts_.model_config.vocab_size)) {}
 
   Result<RequestId> Add(Request request);
   void Cancel(RequestId id);
   Result<std::vector<RequestEvent>> Step();
 
-  const EngineConfig config_;
   EngineParts parts_;
+  const EngineConfig& config_;
   PrefixStore prefixes_;
   Scheduler scheduler_;
 
@@ -388,7 +388,7 @@ Engine::~Engine() = default;
 
 Result<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& config) {
   EngineParts parts = LS_TRY(BuildEngine(config));
-  return std::unique_ptr<Engine>(new Engine(std::make_unique<Impl>(config, std::move(parts))));
+  return std::unique_ptr<Engine>(new Engine(std::make_unique<Impl>(std::move(parts))));
 }
 
 Result<RequestId> Engine::Add(Request request) {

@@ -6,7 +6,6 @@
 
 #include "attention/policy.h"
 #include "backend/registry.h"
-#include "base/log.h"
 #include "base/strings.h"
 
 namespace lserve {
@@ -19,10 +18,9 @@ Status CheckConfig(const EngineConfig& config) {
   };
   check(config.max_num_seqs >= 1 && config.max_num_seqs <= 1024,
         StrCat("--max-num-seqs is ", config.max_num_seqs, ", expected 1 to 1024"));
-  const int low = kTileTokens + config.max_num_seqs;
-  check(config.max_num_batched_tokens >= low && config.max_num_batched_tokens <= (1 << 20),
-        StrCat("--max-num-batched-tokens is ", config.max_num_batched_tokens, ", expected ", low,
-               " (a tile and a token for each sequence) to ", 1 << 20));
+  check(config.max_num_batched_tokens >= 1 && config.max_num_batched_tokens <= (1 << 20),
+        StrCat("--max-num-batched-tokens is ", config.max_num_batched_tokens, ", expected 1 to ",
+               1 << 20));
   check(config.num_threads >= 0 && config.num_threads <= 4096,
         StrCat("--threads is ", config.num_threads, ", expected 0 (every core) to 4096"));
   check(config.max_model_len >= 0, StrCat("--max-model-len is ", config.max_model_len,
@@ -74,14 +72,13 @@ Result<HeadKinds> ResolveHeadKinds(const EngineConfig& config,
   if (path.empty()) {
     path = (std::filesystem::path(config.model_dir) / "streaming_heads.json").string();
     if (!std::filesystem::exists(path)) {
-      if (config.streaming_ratio.has_value() && *config.streaming_ratio > 0) {
-        return Status(Code::kInvalidArgument,
-                      StrCat("--streaming-ratio ", *config.streaming_ratio, ": there is no ", path,
-                             " to rank the heads by; give --streaming-heads FILE"));
-      }
-      if (config.attention.mode != AttentionMode::kDense) {
-        warnings->push_back(
-            StrCat("no ", path, ": every KV head reads selected pages, none streams"));
+      const bool ratio = config.streaming_ratio.value_or(0.0) > 0;
+      if (config.attention.mode != AttentionMode::kDense || ratio) {
+        warnings->push_back(StrCat(
+            "no ", path, ": every KV head reads selected pages, none streams",
+            ratio ? StrCat("; --streaming-ratio ", *config.streaming_ratio,
+                           " has no scores to rank the heads by, give --streaming-heads FILE")
+                  : ""));
       }
       return all_retrieval;
     }
@@ -116,12 +113,21 @@ Result<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& model_dir) {
 
 }  // namespace
 
-Result<EngineParts> BuildEngine(const EngineConfig& config) {
-  LS_TRY(CheckConfig(config));
-  const DType kv_dtype = LS_TRY(KvDType(config.kv_cache_dtype));
-  // Told once the engine stands: an error message is to be the only line.
+Result<EngineParts> BuildEngine(const EngineConfig& given) {
+  LS_TRY(CheckConfig(given));
   std::vector<std::string> warnings;
+  EngineConfig config = given;
+  config.max_num_batched_tokens =
+      std::max(given.max_num_batched_tokens, kTileTokens + given.max_num_seqs);
+  if (config.max_num_batched_tokens != given.max_num_batched_tokens) {
+    warnings.push_back(StrCat("--max-num-batched-tokens ", given.max_num_batched_tokens,
+                              " is raised to ", config.max_num_batched_tokens,
+                              ": a step holds a tile of ", kTileTokens,
+                              " and a token for each sequence"));
+  }
+  const DType kv_dtype = LS_TRY(KvDType(config.kv_cache_dtype));
   EngineParts parts;
+  parts.config = config;
   parts.model_config = LS_TRY(LoadModelConfig(config.model_dir));
   const ModelConfig& model = parts.model_config;
   const int64_t max_model_len =
@@ -132,6 +138,12 @@ Result<EngineParts> BuildEngine(const EngineConfig& config) {
                          SupportedPositions(model),
                          ", the positions that the checkpoint was made for; lower it, or scale "
                          "RoPE in config.json"));
+  }
+  if (model.sliding_window && *model.sliding_window < max_model_len) {
+    return Status(
+        Code::kUnsupported,
+        StrCat("--max-model-len is ", max_model_len, ", expected at most ", *model.sliding_window,
+               ", config.json's \"sliding_window\", which is not implemented; lower it"));
   }
   parts.tokenizer = LS_TRY(LoadTokenizer(config.model_dir));
   parts.backend = LS_TRY(MakeBackend(
@@ -165,7 +177,7 @@ Result<EngineParts> BuildEngine(const EngineConfig& config) {
   info.kv_budget_bytes = budget;
   info.kv_bytes_per_token =
       (layout.ways[0].page_bytes() + layout.ways[1].page_bytes()) / kPageTokens;
-  for (const std::string& warning : warnings) LogWarning(warning);
+  info.warnings = std::move(warnings);
   return parts;
 }
 

@@ -20,6 +20,7 @@ namespace lserve {
 
 // Destroyed from the bottom up: what stands below refers to what stands above.
 struct EngineParts {
+  EngineConfig config;  // in effect
   ModelConfig model_config;
   EngineInfo info;
   std::unique_ptr<Tokenizer> tokenizer;  // null: the directory has none

@@ -239,8 +239,9 @@ Status CheckLayerTypes(const JsonFields& fields, const ModelConfig& config) {
   return Status();
 }
 
-// A window that no query can outgrow is no window; any other is a different model.
-Status CheckSlidingWindow(const JsonFields& fields, const ModelConfig& config) {
+// A window that no query can outgrow is no window; any other is a different model. RoPE scaling can
+// carry a model beyond its stated positions, so whoever fixes the longest sequence checks again.
+Status CheckSlidingWindow(const JsonFields& fields, ModelConfig& config) {
   const bool is_qwen =
       config.architecture == Architecture::kQwen2 || config.architecture == Architecture::kQwen3;
   const bool use = LS_TRY(fields.Bool("use_sliding_window")).value_or(!is_qwen);
@@ -253,6 +254,7 @@ Status CheckSlidingWindow(const JsonFields& fields, const ModelConfig& config) {
                    StrCat("null, or at least \"max_position_embeddings\" (",
                           config.max_position_embeddings, ")"));
   }
+  if (use) config.sliding_window = window;
   return Status();
 }
 

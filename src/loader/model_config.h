@@ -64,6 +64,9 @@ struct ModelConfig {
   bool o_bias = false;
   bool mlp_bias = false;  // of the gate, up and down projections
   bool qk_norm = false;   // RMSNorm over head_dim of each query and key head, before RoPE
+  // A window that no position up to max_position_embeddings outgrows. We do not implement windows:
+  // a longer sequence must be refused.
+  std::optional<int64_t> sliding_window;
   RopeConfig rope;
   std::optional<int32_t> bos_token_id;
   // Tokens that end a generation: generation_config.json's if it names any, else config.json's.

@@ -111,14 +111,14 @@ TEST(ChatTemplateTest, LimitsHold) {
   std::string sum = "{{ 1";
   for (int i = 0; i < 5000; ++i) tags += "{% if true %}";
   for (int i = 0; i < 5000; ++i) sum += " + 1";
+  const std::string doubled = "{% set n = namespace(s='ab') %}{% for i in range(99) %}";
   const std::string kSources[] = {
       "{{ " + nested,
       tags,
       sum + " }}",
       "{{ " + std::string(5000, '-') + "1 }}",
       "{{ x" + std::string(5000, '[') + " }}",
-      "{% set n = namespace(s='ab') %}{% for i in range(99) %}{% set n.s = n.s + n.s %}{% endfor "
-      "%}",
+      doubled + "{% set n.s = n.s + n.s %}{% endfor %}",
       "{{ 'abc' * 1000000000000 }}",
       "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
       "{% for i in range(2000) %}0123456789{% endfor %}",

@@ -9,9 +9,24 @@
 
 namespace lserve {
 
+// The object in a file of the model directory.
+inline Result<Json> ParseFileObject(std::string_view text) {
+  Result<Json> json = ParseJson(text);
+  if (!json.ok()) {
+    return Status(Code::kCorruptModel,
+                  StrCat("is no valid JSON (", json.status().message(),
+                         "); expected a Hugging Face tokenizer; download the file again"));
+  }
+  if (!json.value().is_object()) {
+    return Status(Code::kCorruptModel, StrCat("is ", json.value().TypeName(),
+                                              "; expected an object; download the file again"));
+  }
+  return json;
+}
+
 inline Status BadField(std::string_view where, std::string_view value, std::string_view expected) {
   return Status(Code::kCorruptModel,
-                StrCat(where, " is ", value, "; expected ", expected, "; check tokenizer.json"));
+                StrCat(where, " is ", value, "; expected ", expected, "; check the file"));
 }
 
 inline Status Unsupported(std::string_view where, std::string_view value, std::string_view known) {

@@ -222,9 +222,19 @@ Tokenizer::Tokenizer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Tokenizer::~Tokenizer() = default;
 
 Result<std::unique_ptr<Tokenizer>> Tokenizer::FromFiles(const TokenizerFiles& files) {
-  const Json json = LS_TRY(ParseJson(files.tokenizer_json));
-  if (!json.is_object()) return BadField("tokenizer.json", json.TypeName(), "an object");
-  const TokenizerConfig config = LS_TRY(TokenizerConfig::Parse(files.tokenizer_config_json));
+  const auto named = [&](const char* file, const Status& status) {
+    return Status(status.code(), StrCat(files.directory, file, ": ", status.message()));
+  };
+  const Result<TokenizerConfig> config = TokenizerConfig::Parse(files.tokenizer_config_json);
+  if (!config.ok()) return named("tokenizer_config.json", config.status());
+  Result<std::unique_ptr<Tokenizer>> tokenizer = Build(files, config.value());
+  if (!tokenizer.ok()) return named("tokenizer.json", tokenizer.status());
+  return tokenizer;
+}
+
+Result<std::unique_ptr<Tokenizer>> Tokenizer::Build(const TokenizerFiles& files,
+                                                    const TokenizerConfig& config) {
+  const Json json = LS_TRY(ParseFileObject(files.tokenizer_json));
   auto impl = std::make_unique<Impl>();
   impl->normalizer = LS_TRY(Normalizer::FromJson(NullIfMissing(json, "normalizer")));
   impl->pre_tokenizer = LS_TRY(PreTokenizer::FromJson(NullIfMissing(json, "pre_tokenizer")));
@@ -255,13 +265,11 @@ Result<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& model_dir)
     return text.ok() || text.status().code() == Code::kNotFound ? Status() : text.status();
   };
   TokenizerFiles files;
+  files.directory = StrCat(model_dir, "/");
   files.tokenizer_json = LS_TRY(ReadTextFile(StrCat(model_dir, "/tokenizer.json")));
   LS_TRY(read_optional("tokenizer_config.json", &files.tokenizer_config_json));
   LS_TRY(read_optional("chat_template.jinja", &files.chat_template_jinja));
-  Result<std::unique_ptr<Tokenizer>> tokenizer = FromFiles(files);
-  if (tokenizer.ok()) return tokenizer;
-  return Status(tokenizer.status().code(),
-                StrCat(model_dir, "/tokenizer.json: ", tokenizer.status().message()));
+  return FromFiles(files);
 }
 
 Status Tokenizer::Impl::EncodePieces(std::string text,

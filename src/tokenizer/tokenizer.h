@@ -26,11 +26,14 @@ struct EncodeOptions {
   bool match_special_tokens = false;
 };
 
-// The texts of the files a tokenizer is made of; all but the first may be empty.
+struct TokenizerConfig;
+
+// The texts of the files a tokenizer is made of; all but tokenizer.json's may be empty.
 struct TokenizerFiles {
   std::string tokenizer_json;
   std::string tokenizer_config_json;
   std::string chat_template_jinja;  // wins over the configuration's "chat_template"
+  std::string directory = {};       // begins error messages: "models/x/", or empty
 };
 
 // Immutable after loading; all const members are thread-safe.
@@ -72,6 +75,8 @@ class Tokenizer {
  private:
   friend class StreamDetokenizer;
   struct Impl;
+  static Result<std::unique_ptr<Tokenizer>> Build(const TokenizerFiles& files,
+                                                  const TokenizerConfig& config);
   explicit Tokenizer(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };

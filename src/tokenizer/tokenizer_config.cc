@@ -57,8 +57,7 @@ Status ReadTemplates(const Json& json, TokenizerConfig& config) {
 Result<TokenizerConfig> TokenizerConfig::Parse(std::string_view text) {
   TokenizerConfig config;
   if (text.empty()) return config;
-  const Json json = LS_TRY(ParseJson(text));
-  if (!json.is_object()) return BadField("tokenizer_config.json", json.TypeName(), "an object");
+  const Json json = LS_TRY(ParseFileObject(text));
   LS_TRY(ReadNamedTokens(json, config));
   LS_TRY(ReadAddedTokens(json, config));
   LS_TRY(ReadTemplates(json, config));

@@ -136,10 +136,33 @@ TEST_F(BrokenModel, ConfigIsNoConfig) {
 TEST_F(BrokenModel, TokenizerBroken) {
   const std::string tokenizer = ReadFile(kModel + "/tokenizer.json");
   Write("tokenizer.json", tokenizer.substr(0, tokenizer.size() / 2));
-  ExpectModelError({"tokenizer.json"});
+  ExpectModelError({"/tokenizer.json", "no valid JSON", "expected", "download"});
   Write("tokenizer.json", Replaced(tokenizer, "\"BPE\"", "\"Unigram\""));
   ExpectModelError({"tokenizer.json", "Unigram"});
   ExpectError({"tokenize", model(), "--text", "a"}, {"Unigram"});
+  Write("tokenizer.json", tokenizer);
+  Write("tokenizer_config.json", "{\"chat_template\": 7");
+  ExpectModelError({"/tokenizer_config.json", "no valid JSON", "expected", "download"});
+}
+
+// No streaming heads is worth a note, but an error stays the only line.
+TEST_F(BrokenModel, AnErrorIsTheOnlyLine) {
+  const std::string ids = scratch_.File("ids.txt", "1 2 3");
+  ExpectError({"run", model(), "--tokens", ids, "--logits-out", "/dev/full"}, {"/dev/full"});
+  ExpectError({"run", model(), "--tokens", scratch_.File("bad.txt", "1 x")}, {"\"x\""});
+  const ProgramResult good = Lserve({"run", model(), "--tokens", ids, "--max-tokens", "1"});
+  EXPECT_EQ(good.exit_status, 0);
+  EXPECT_THAT(good.err, HasSubstr("streaming_heads.json"));
+}
+
+// The stated positions fit the window, the scaled ones do not.
+TEST_F(BrokenModel, SlidingWindowBehindScaledPositions) {
+  std::string text = Replaced(config(), "LlamaForCausalLM", "MistralForCausalLM");
+  text = Replaced(text, R"("rope_scaling": null)",
+                  R"("sliding_window": 262144, "rope_scaling": {"type": "linear", "factor": 4.0})");
+  Write("config.json", text);
+  ExpectError({"run", model(), "--prompt", "a", "--max-model-len", "300000"},
+              {"300000", "262144", "sliding_window", "lower it"});
 }
 
 TEST_F(BrokenModel, StreamingHeadsOfAnotherModel) {
@@ -164,6 +187,7 @@ TEST_F(BadInput, Documents) {
   ExpectDocumentError(scratch_.File("blank.txt", " \n\t\n"), {"blank.txt", "empty"});
   ExpectDocumentError(scratch_ / "missing.txt", {"missing.txt", "No such file"});
   ExpectDocumentError(scratch_ / ".", {"directory"});
+  ExpectDocumentError("", {"--document", "empty name"});
 }
 
 TEST_F(BadInput, DocumentLongerThanTheModel) {
@@ -208,10 +232,11 @@ TEST_F(BadInput, OutputThatCanNotBeWritten) {
   EXPECT_TRUE(std::filesystem::exists("/dev/full"));
   expect(scratch_ / "no/such/folder.npy", {"No such file"});
   expect(scratch_ / ".", {"is a directory"});
-  // What fails half way leaves nothing behind.
+  // What fails half way leaves nothing behind: the logits are a file by then, stdout is full.
   const std::string late = scratch_ / "late.npy";
-  ExpectError({"run", kModel, "--tokens", scratch_.File("bad.txt", "1 x"), "--logits-out", late},
-              {"\"x\""});
+  ProgramInput no_stdout;
+  no_stdout.stdout_path = "/dev/full";
+  ExpectError({"run", kModel, "--tokens", tokens, "--logits-out", late}, {"stdout"}, no_stdout);
   EXPECT_FALSE(std::filesystem::exists(late));
   EXPECT_FALSE(std::filesystem::exists(late + ".part"));
 

@@ -70,6 +70,22 @@ TEST(Usage, WhatThisVersionLacksIsRefusedByName) {
                    "--sparse-prefill-threshold is not implemented");
 }
 
+TEST(Usage, ValuesOfRepeatableOptionsStayAsTheyAre) {
+  const ProgramResult result =
+      Lserve({"run", kModel, "--stop", "[/INST]", "[a, b]", "--question", "[what, is]?", "--stop",
+              "-x", "--threads", "1", "--audit-rate", "0", "--print-config"});
+  ASSERT_EQ(result.exit_status, 0) << result.err;
+  const Result<Json> json = ParseJson(result.out);
+  ASSERT_TRUE(json.ok());
+  const auto texts = [&](const char* name) {
+    std::vector<std::string> out;
+    for (const Json& text : json.value().Find(name)->as_array()) out.push_back(text.as_string());
+    return out;
+  };
+  EXPECT_EQ(texts("stop"), (std::vector<std::string>{"[/INST]", "[a, b]", "-x"}));
+  EXPECT_EQ(texts("question"), (std::vector<std::string>{"[what, is]?"}));
+}
+
 TEST(Usage, HelpTeaches) {
   const ProgramResult main_help = Lserve({"--help"});
   EXPECT_EQ(main_help.exit_status, 0);

@@ -16,23 +16,25 @@ KvHeadBytes ReferencePart::Bytes(DType dtype, int head_dim) {
   const size_t elements = size_t{2} * kPageTokens * static_cast<size_t>(head_dim);
   const bool quantised = dtype != DType::kBf16;
   const size_t kv =
-      quantised ? elements + 2 * kPageTokens * sizeof(QuantScale) : elements * sizeof(Bf16);
+      quantised ? elements + size_t{2} * kPageTokens * sizeof(QuantScale) : elements * sizeof(Bf16);
   const size_t stats =
       size_t{2} * kLogicalPagesPerPage * static_cast<size_t>(head_dim) * sizeof(Bf16);
   return {.kv = RoundUp64(kv), .stats = RoundUp64(stats)};
 }
 
 size_t ReferencePart::Element(Half half, int token, int dim) const {
-  return static_cast<size_t>((half * kPageTokens + token) * head_dim_ + dim);
+  return (size_t{half} * kPageTokens + static_cast<size_t>(token)) *
+             static_cast<size_t>(head_dim_) +
+         static_cast<size_t>(dim);
 }
 
 QuantScale* ReferencePart::Scale(Half half, int token) const {
   std::byte* scales = kv_ + Element(kValue, kPageTokens, 0);
-  return reinterpret_cast<QuantScale*>(scales) + half * kPageTokens + token;
+  return reinterpret_cast<QuantScale*>(scales) + int64_t{half} * kPageTokens + token;
 }
 
 Bf16* ReferencePart::Stat(int logical_page, int which, int dim) const {
-  return reinterpret_cast<Bf16*>(stats_) + (logical_page * 2 + which) * head_dim_ + dim;
+  return reinterpret_cast<Bf16*>(stats_) + (int64_t{logical_page} * 2 + which) * head_dim_ + dim;
 }
 
 void ReferencePart::Store(Half half, int token, const float* x) {
@@ -101,7 +103,7 @@ Status ReferenceBackend::AppendKv(const AppendKvParams& params) {
       const int token = static_cast<int>(position % kPageTokens);
       for (int head = 0; head < layout.num_kv_heads; ++head) {
         const HeadSlot slot =
-            layout.slots[static_cast<size_t>(params.layer * layout.num_kv_heads + head)];
+            layout.slots[static_cast<size_t>(int64_t{params.layer} * layout.num_kv_heads + head)];
         const PageId id =
             params.sequences[static_cast<size_t>(range.sequence)].page(slot.way, page);
         ReferencePart part = store.Part(slot.way, id, params.layer, slot.slot);

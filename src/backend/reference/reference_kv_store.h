@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "backend/host_kv_store.h"
 #include "backend/kv_quant.h"
@@ -15,7 +16,7 @@ namespace lserve {
 // Accessors of one head's part.
 class ReferencePart {
  public:
-  enum Half { kKey = 0, kValue = 1 };
+  enum Half : uint8_t { kKey = 0, kValue = 1 };
 
   ReferencePart(DType dtype, int head_dim, std::byte* kv, std::byte* stats)
       : dtype_(dtype), head_dim_(head_dim), kv_(kv), stats_(stats) {}

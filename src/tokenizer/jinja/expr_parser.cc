@@ -17,7 +17,7 @@ const Token& ExprParser::Peek(size_t ahead) const {
   return tokens_[std::min(at_ + ahead, tokens_.size() - 1)];
 }
 Token ExprParser::Next() {
-  const Token token = Peek();
+  Token token = Peek();
   if (at_ + 1 < tokens_.size()) ++at_;
   return token;
 }
