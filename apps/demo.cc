@@ -234,6 +234,7 @@ int RunDemo(DemoOptions& options) {
     return ReportUsage(status.message());
   }
   InstallSignalHandlers();
+  IgnoreWriteSignals();
   const Stopwatch watch;
   Result<std::unique_ptr<Engine>> engine = Engine::Create(options.engine.config);
   if (!engine.ok()) return ReportError(engine.status());

@@ -1,7 +1,6 @@
 #include "apps/engine_flags.h"
 
 #include <algorithm>
-#include <limits>
 #include <utility>
 
 #include "base/strings.h"
@@ -112,13 +111,13 @@ Status FinishEngineFlags(EngineFlags& out) {
 
 void AddSamplingFlags(FlagSet& flags, SamplingFlags& out) {
   flags.Group("Sampling (defaults: the model's generation_config.json, else greedy)");
-  const double unlimited = std::numeric_limits<double>::max();
-  flags.Number("--temperature,--temp", out.temperature, 0.0, unlimited,
+  constexpr double kMost = 100.0;  // SamplingParams::Problems
+  flags.Number("--temperature,--temp", out.temperature, 0.0, kMost,
                "0: always the most probable token");
   flags.Number("--top-p", out.top_p, 0.0, 1.0, "smallest set of tokens with this probability");
   flags.Integer("--top-k", out.top_k, 0, "COUNT", "the most probable tokens; 0: off");
   flags.Number("--min-p", out.min_p, 0.0, 1.0, "least probability, relative to the largest");
-  flags.Number("--repetition-penalty,--repeat-penalty", out.repetition_penalty, 0.0, unlimited,
+  flags.Number("--repetition-penalty,--repeat-penalty", out.repetition_penalty, 0.0, kMost,
                "on prompt and answer; 1: off");
   flags.Number("--presence-penalty", out.presence_penalty, -2.0, 2.0,
                "on tokens of the answer, once; 0: off");

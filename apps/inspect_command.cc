@@ -1,7 +1,6 @@
 #include "apps/inspect_command.h"
 
 #include "apps/console.h"
-#include "apps/interrupt.h"
 #include "apps/machine.h"
 #include "apps/model_report.h"
 
@@ -24,7 +23,6 @@ void AddInspectFlags(FlagSet& flags, InspectOptions& out) {
 }
 
 int InspectCommand(const InspectOptions& options) {
-  InstallSignalHandlers();
   const JsonStyle style = {.indent = 1};
   if (options.support) {
     return Print(options.json ? WriteJson(SupportJson(), style) + "\n" : SupportTable());

@@ -17,9 +17,13 @@ void InstallSignalHandlers() {
   // No SA_RESTART: a read from the terminal must return.
   on_interrupt.sa_flags = static_cast<int>(SA_RESETHAND);
   sigaction(SIGINT, &on_interrupt, nullptr);
+}
+
+void IgnoreWriteSignals() {
   struct sigaction ignore = {};
   ignore.sa_handler = SIG_IGN;
   sigaction(SIGPIPE, &ignore, nullptr);
+  sigaction(SIGXFSZ, &ignore, nullptr);
 }
 
 bool Interrupted() {

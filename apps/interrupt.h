@@ -4,8 +4,9 @@
 
 namespace lserve {
 
-// Also ignores SIGPIPE: a closed pipe comes back as an error of write().
 void InstallSignalHandlers();
+// A closed pipe and a file over its size limit come back as errors of write(), not as signals.
+void IgnoreWriteSignals();
 bool Interrupted();
 
 }  // namespace lserve

@@ -8,11 +8,13 @@
 #include <cstdio>
 #include <exception>
 #include <memory>
+#include <sstream>
 #include <string>
 #include <vector>
 
 #include "apps/console.h"
 #include "apps/inspect_command.h"
+#include "apps/interrupt.h"
 #include "apps/run_command.h"
 #include "apps/tokenize_command.h"
 #include "base/log.h"
@@ -177,6 +179,7 @@ int Dispatch(CommandLine& line) {
 
 int Main(const std::vector<std::string>& arguments) {
   SetLogLevel(LogLevel::kWarning);
+  IgnoreWriteSignals();
   if (!arguments.empty()) {
     const int command = CheckCommand(arguments[0]);
     if (command != kExitOk) return command;
@@ -184,14 +187,23 @@ int Main(const std::vector<std::string>& arguments) {
   CommandLine line;
   Declare(line);
   std::vector<std::string> expanded;
-  for (const std::string& argument : arguments) expanded.push_back(ExpandShortName(argument));
+  for (const std::string& argument : arguments) {
+    // An empty value after `=`: CLI11 would take the next argument instead.
+    const bool is_empty = argument.starts_with("--") && argument.find('=') == argument.size() - 1;
+    expanded.push_back(
+        ExpandShortName(is_empty ? argument.substr(0, argument.size() - 1) : argument));
+    if (is_empty) expanded.emplace_back();
+  }
   if (const FlagSet* flags = FlagsOf(line, arguments)) expanded = flags->OneValueEach(expanded);
   std::reverse(expanded.begin(), expanded.end());  // as CLI11 wants it
   try {
     line.app.parse(expanded);
   } catch (const CLI::Success& success) {  // --help, --version
-    line.app.exit(success);
-    return kExitOk;
+    std::ostringstream text;
+    line.app.exit(success, text);
+    Output output;
+    const Status status = output.Write(text.str());
+    return status.ok() ? kExitOk : ReportError(status);
   } catch (const CLI::ParseError& error) {
     return ReportParseError(error, line);
   }

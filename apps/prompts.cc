@@ -8,6 +8,14 @@
 
 namespace lserve {
 
+Status CheckUtf8(const std::string& source, const std::string& text) {
+  const size_t bad = FindInvalidUtf8(text);
+  if (bad == text.size()) return Status();
+  return Status(Code::kInvalidArgument, StrCat(source, ": byte ", bad,
+                                               " is not UTF-8, expected UTF-8 text; convert it "
+                                               "(iconv -f LATIN1 -t UTF-8) or extract the text"));
+}
+
 Result<std::string> ReadDocuments(const std::vector<std::string>& paths) {
   std::string joined;
   for (const std::string& path : paths) {
@@ -15,19 +23,14 @@ Result<std::string> ReadDocuments(const std::vector<std::string>& paths) {
       return Status(Code::kInvalidArgument,
                     "--document: got an empty name, expected a file; is a variable unset?");
     }
-    std::string text = LS_TRY(ReadTextFile(path));
+    std::string text = LS_TRY(ReadTextStream(path));
     if (text.starts_with("\xef\xbb\xbf")) text.erase(0, 3);  // byte order mark
     if (text.find_first_not_of(" \t\r\n\f\v") == std::string::npos) {
       return Status(Code::kInvalidArgument,
                     StrCat(path, ": the document is empty (", text.size(),
                            " bytes without a word), expected text; is this the right file?"));
     }
-    if (const size_t bad = FindInvalidUtf8(text); bad < text.size()) {
-      return Status(Code::kInvalidArgument,
-                    StrCat(path, ": byte ", bad,
-                           " is not UTF-8, expected UTF-8 text; convert it "
-                           "(iconv -f LATIN1 -t UTF-8) or extract the text"));
-    }
+    LS_TRY(CheckUtf8(path, text));
     if (!joined.empty()) joined += "\n\n";
     joined += text;
   }

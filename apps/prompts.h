@@ -13,8 +13,11 @@
 
 namespace lserve {
 
-// The documents, read and joined by a blank line. Each must be a readable file of UTF-8 text that
-// is more than white space.
+// An error that names `source` and the byte, unless `text` is UTF-8.
+Status CheckUtf8(const std::string& source, const std::string& text);
+
+// The documents, read and joined by a blank line. Each must be a readable file or pipe of UTF-8
+// text that is more than white space.
 Result<std::string> ReadDocuments(const std::vector<std::string>& paths);
 
 // What surrounds a question.

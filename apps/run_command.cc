@@ -94,6 +94,9 @@ class Runner {
   Runner(RunOptions options, std::unique_ptr<Engine> engine)
       : options_(std::move(options)), engine_(std::move(engine)) {}
 
+  // False: a question from stdin was reported and passed over.
+  bool all_answered() const { return all_answered_; }
+
   // Writes the answers; the caller prints the error.
   Status Run() {
     if (!options_.is_completion()) {
@@ -122,6 +125,7 @@ class Runner {
       prompts.push_back(Prompt{std::nullopt, LS_TRY(CompletionTokens())});
     }
     for (const std::string& question : options_.questions) {
+      LS_TRY(CheckUtf8("--question", question));
       prompts.push_back(
           Prompt{question, LS_TRY(MakePrompt(*tokenizer(), conversation_, question))});
     }
@@ -146,6 +150,12 @@ class Runner {
         break;
       }
       if (line->find_first_not_of(" \t") == std::string::npos) continue;
+      // One bad question does not cost the document that was read for all.
+      if (const Status status = CheckQuestion(*line); !status.ok()) {
+        ReportError(status);
+        all_answered_ = false;
+        continue;
+      }
       std::vector<Prompt> prompts(1);
       prompts[0] = {*line, LS_TRY(MakePrompt(*tokenizer(), conversation_, *line))};
       int64_t keep_prefix = 0;
@@ -156,9 +166,17 @@ class Runner {
       LS_TRY(Ask(prompts, keep_prefix));
       if (Interrupted()) break;
     }
-    if (!answers_.empty() || Interrupted()) return Status();
+    if (!answers_.empty() || !all_answered_ || Interrupted()) return Status();
     return Status(Code::kInvalidArgument,
                   "stdin: ended without a question, expected one per line; give --question TEXT");
+  }
+
+  // What can be wrong with one question from the terminal, and the next may be right.
+  Status CheckQuestion(const std::string& question) {
+    LS_TRY(CheckUtf8("stdin", question));
+    Result<std::vector<int32_t>> tokens = MakePrompt(*tokenizer(), conversation_, question);
+    if (!tokens.ok()) return tokens.status();
+    return MakeRequest({question, std::move(tokens).value()}).status();
   }
 
   // Answers `prompts`; the first one keeps its prefix for the others.
@@ -233,14 +251,15 @@ class Runner {
     if (options_.tokens_file) return *options_.tokens_file;
     if (options_.prompt_file) return *options_.prompt_file;
     if (options_.prompt) return "--prompt";
-    if (options_.documents.size() == 1) return options_.documents[0];
-    return options_.documents.empty() ? "--question"
-                                      : StrCat(options_.documents.size(), " documents");
+    if (options_.documents.empty()) return "--question";
+    return options_.documents.size() == 1
+               ? StrCat(options_.documents[0], " with the question")
+               : StrCat(options_.documents.size(), " documents with the question");
   }
 
   Result<std::vector<int32_t>> CompletionTokens() {
     if (options_.tokens_file) {
-      const std::string text = LS_TRY(ReadTextFile(*options_.tokens_file));
+      const std::string text = LS_TRY(ReadTextStream(*options_.tokens_file));
       return ParseTokens(text, engine_->model_config().vocab_size, *options_.tokens_file);
     }
     LS_TRY(NeedTokenizer("--prompt and --prompt-file"));
@@ -271,6 +290,7 @@ class Runner {
   std::unique_ptr<Engine> engine_;
   Conversation conversation_;
   std::vector<ReportedAnswer> answers_;
+  bool all_answered_ = true;
   Output output_;
 };
 
@@ -280,9 +300,11 @@ int RunCommand(RunOptions options) {
   InstallSignalHandlers();
   Result<std::unique_ptr<Engine>> engine = Engine::Create(options.engine.config);
   if (!engine.ok()) return ReportError(engine.status());
-  const Status status = Runner(std::move(options), std::move(engine).value()).Run();
+  Runner runner(std::move(options), std::move(engine).value());
+  const Status status = runner.Run();
+  if (Interrupted()) return kExitInterrupt;
   if (!status.ok()) return ReportError(status);
-  return Interrupted() ? kExitInterrupt : kExitOk;
+  return runner.all_answered() ? kExitOk : kExitFailed;
 }
 
 }  // namespace lserve

@@ -1,6 +1,7 @@
 #include "apps/run_options.h"
 
 #include <ctime>
+#include <filesystem>
 
 #include "base/strings.h"
 
@@ -39,6 +40,17 @@ Status CheckPromptSources(const RunOptions& options) {
   for (const std::string& question : options.questions) {
     if (question.find_first_not_of(" \t\r\n") == std::string::npos) {
       return Usage("--question: got an empty text, expected a question; give it in quotes");
+    }
+  }
+  if (options.logits_file && options.logits_file->empty()) {
+    return Usage("--logits-out: got an empty name, expected a file to write; is a variable unset?");
+  }
+  for (const std::optional<std::string>& input : {options.tokens_file, options.prompt_file}) {
+    std::error_code ignored;
+    if (options.logits_file && input &&
+        std::filesystem::equivalent(*options.logits_file, *input, ignored)) {
+      return Usage(StrCat("--logits-out: got ", *options.logits_file,
+                          ", which is the prompt, expected another file; it would be overwritten"));
     }
   }
   if (options.logits_file && !options.is_completion() && options.questions.size() != 1) {

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "apps/console.h"
-#include "apps/interrupt.h"
 #include "apps/token_file.h"
 #include "base/mapped_file.h"
 #include "base/strings.h"
@@ -24,7 +23,7 @@ struct Tokenized {
 // "add_generation_prompt" and "chat_template_kwargs" as in a chat completion request.
 Result<ChatRequest> ReadChatRequest(const TokenizeOptions& options) {
   const std::string& path = *options.chat_file;
-  const std::string text = LS_TRY(ReadTextFile(path));
+  const std::string text = LS_TRY(ReadTextStream(path));
   Result<Json> parsed = ParseJson(text);
   if (!parsed.ok()) {
     return Status(Code::kInvalidArgument, StrCat(path, ": ", parsed.status().message()));
@@ -72,7 +71,7 @@ Result<Tokenized> Tokenize(const TokenizeOptions& options) {
     return out;
   }
   const std::string where = options.file.value_or("--text");
-  const std::string text = options.file ? LS_TRY(ReadTextFile(*options.file)) : *options.text;
+  const std::string text = options.file ? LS_TRY(ReadTextStream(*options.file)) : *options.text;
   if (options.decode) {
     out.ids = LS_TRY(ParseTokens(text, tokenizer->vocab_size(), where));
     out.text = LS_TRY(tokenizer->Decode(out.ids, options.skip_special_tokens));
@@ -143,7 +142,6 @@ Status FinishTokenizeOptions(const TokenizeOptions& options) {
 }
 
 int TokenizeCommand(const TokenizeOptions& options) {
-  InstallSignalHandlers();
   const Result<Tokenized> tokenized = Tokenize(options);
   if (!tokenized.ok()) return ReportError(tokenized.status());
   Output output;

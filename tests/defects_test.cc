@@ -96,6 +96,41 @@ TEST(DefectBFG, DecodeReadsWhatPrefillOfTheSameTokensReads) {
   }
 }
 
+// f. A list that outlived a page boundary took the old last page for the newest, so that recent
+// tokens dropped out until the next selection. Here lists serve 50 steps, and each step must read
+// the budget and every page that has come since its list was chosen.
+TEST(DefectF, AReusedListReadsThePagesThatCameAfterIt) {
+  RandomModelShape shape;
+  shape.kinds = {1, 1, 1, 1, 1, 1};
+  const RandomCheckpoint checkpoint(shape);
+  for (const Subject& subject : Subjects()) {
+    EngineConfig config;
+    config.model_dir = checkpoint.dir();
+    config.device = subject.config.device;
+    config.cpu_isa = subject.config.cpu_isa;
+    config.kv_cache_bytes = size_t{64} << 20;
+    config.attention.mode = AttentionMode::kSparse;
+    config.attention.token_budget = 5 * kPageTokens;
+    config.attention.selector_interval = 50;
+    const std::unique_ptr<Engine> engine = MakeEngine(config);
+    constexpr int64_t kPrompt = 500, kSteps = 199;
+    Request ask;
+    ask.prompt = lserve::RandomTokens(kPrompt, 97, 6);
+    ask.sampling.temperature = 0;
+    ask.max_tokens = kSteps + 1;
+    ask.ignore_eos = true;
+    const Answer answer = RunOne(*engine, std::move(ask));
+    double pages = 0;
+    for (int64_t step = 0; step < kSteps; ++step) {
+      const int64_t chosen_at = kPrompt + step / 50 * 50;
+      const PageIdx since = NumPages(kPrompt + step + 1) - NumPages(chosen_at + 1);
+      pages += 5 + since;
+    }
+    EXPECT_EQ(answer.stats.selections, 4);
+    EXPECT_DOUBLE_EQ(answer.stats.pages_visited, pages * 6 / kSteps) << subject.name;
+  }
+}
+
 // c. Statistics of generated tokens never reached the selector. Here every token after the first
 // 300 arrives alone; the lists are those of tokens that came at once.
 TEST_P(Defect, C_TokensThatComeOneByOneAreSelectedAsIfTheyCameAtOnce) {

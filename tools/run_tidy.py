@@ -5,7 +5,7 @@
 differ from $LSERVE_TIDY_BASE if that is set, otherwise files touched by the commits of the last
 24 hours before HEAD (a fresh clone does not know what was reviewed before). A changed header
 stands for one source that includes it. With --budget, files that did not get their turn are
-counted and named, never passed over in silence; the order is a hash of HEAD and the path, so
+counted and named, and fail the run; the order is a hash of HEAD and the path, so
 that a rerun of one commit checks the same files and the next commit starts elsewhere.
 """
 import argparse
@@ -121,7 +121,7 @@ def main():
     if left_out:
         print(f"clang-tidy: out of time after {arguments.budget:.0f} s; NOT checked: "
               + " ".join(sorted(left_out)))
-    return 1 if bad else 0
+    return 1 if bad or left_out else 0
 
 
 if __name__ == "__main__":

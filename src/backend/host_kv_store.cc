@@ -20,13 +20,25 @@ HostKvStore::HostKvStore(KvLayout kv_layout, const PageId (&max_pages)[kNumWays]
     // Whole system pages, so that giving one page back never touches its neighbour.
     stride_[w] = (page_bytes + system_page - 1) / system_page * system_page;
     reserved_[w] = stride_[w] * static_cast<size_t>(max_pages[w]);
+  }
+}
+
+Status HostKvStore::Reserve() {
+  for (const Way way : kWays) {
+    const int w = Index(way);
     if (reserved_[w] == 0) continue;
     void* base = mmap(nullptr, reserved_[w], PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    LS_CHECK(base != MAP_FAILED) << "cannot reserve " << reserved_[w]
-                                 << " bytes of address space: " << std::strerror(errno);
+    if (base == MAP_FAILED) {
+      return Status(Code::kOutOfMemory,
+                    StrCat("KV cache: cannot reserve ", reserved_[w] >> 20,
+                           " MiB of address space: ", std::strerror(errno),
+                           "; expected a size that fits the machine and its limits (ulimit -v); "
+                           "lower --kv-cache-bytes"));
+    }
     base_[w] = static_cast<std::byte*>(base);
   }
+  return Status();
 }
 
 HostKvStore::~HostKvStore() {

@@ -12,8 +12,10 @@ namespace lserve {
 // is a multiplication; Commit and Decommit tell the kernel which of it is in use.
 class HostKvStore : public KvStore {
  public:
-  // `max_pages` per way.
+  // `max_pages` per way. Call Reserve() before anything else.
   HostKvStore(KvLayout layout, const PageId (&max_pages)[kNumWays]);
+  // Takes the address space, or says how much was asked for.
+  Status Reserve();
   ~HostKvStore() override;
   HostKvStore(const HostKvStore&) = delete;
   HostKvStore& operator=(const HostKvStore&) = delete;

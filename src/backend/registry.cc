@@ -50,7 +50,15 @@ Result<std::unique_ptr<Backend>> MakeBackend(const BackendConfig& config) {
   }
   if (config.device == "auto" || config.device == "cpu") {
     const CpuIsa isa = LS_TRY(ChooseIsa(config.cpu_isa));
-    return std::unique_ptr<Backend>(std::make_unique<CpuBackend>(isa, config.num_threads));
+    auto backend = std::make_unique<CpuBackend>(isa, config.num_threads);
+    if (backend->num_threads() < config.num_threads) {
+      return Status(
+          Code::kOutOfMemory,
+          StrCat("--threads ", config.num_threads, ": the system started ", backend->num_threads(),
+                 ", expected all of them; lower --threads or "
+                 "raise the limit (ulimit -u, ulimit -v, a container's pids)"));
+    }
+    return std::unique_ptr<Backend>(std::move(backend));
   }
   if (config.device == "cuda" || config.device.starts_with("cuda:")) {
     return NoCudaBackend(config.device);

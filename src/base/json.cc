@@ -216,11 +216,17 @@ void WriteString(std::string_view s, bool ascii_only, std::string& out) {
     } else if (c < 0x80 || !ascii_only) {
       out.push_back(static_cast<char>(c));
     } else {
-      const int extra = c >= 0xf0 ? 3 : c >= 0xe0 ? 2 : 1;
+      const size_t extra = c >= 0xf0 ? 3 : c >= 0xe0 ? 2 : 1;
       uint32_t point = c & (0x3fu >> extra);
-      for (int k = 0; k < extra && i + 1 < s.size(); ++k) {
-        point = (point << 6) | (static_cast<unsigned char>(s[++i]) & 0x3fu);
+      size_t followers = 0;
+      while (followers < extra && i + followers + 1 < s.size() &&
+             (static_cast<unsigned char>(s[i + followers + 1]) & 0xc0u) == 0x80) {
+        ++followers;
+        point = (point << 6) | (static_cast<unsigned char>(s[i + followers]) & 0x3fu);
       }
+      i += followers;
+      // Text that is no UTF-8 is shown, not stored: error messages quote foreign bytes.
+      if (c < 0xc2 || followers < extra) point = 0xfffd;
       if (point >= 0x10000) {
         AppendUnicodeEscape(0xd800u + ((point - 0x10000u) >> 10), out);
         AppendUnicodeEscape(0xdc00u + ((point - 0x10000u) & 0x3ffu), out);

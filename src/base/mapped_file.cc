@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -37,7 +38,8 @@ Status IoError(const std::string& path, const char* action, const char* advice) 
 
 // Opens `path` for reading and checks that it is a regular file; its size goes to `size`.
 Result<int> OpenRegular(const std::string& path, size_t& size) {
-  FileDescriptor fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  // Opening a pipe must not wait for its writer only to refuse it.
+  FileDescriptor fd(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (fd.get() < 0) return IoError(path, "open for reading", "check the path and permissions");
   struct stat info = {};
   if (fstat(fd.get(), &info) != 0) return IoError(path, "stat", "check the file system");
@@ -98,6 +100,28 @@ Result<std::string> ReadTextFile(const std::string& path, size_t max_bytes) {
   }
   text.resize(done);
   return text;
+}
+
+Result<std::string> ReadTextStream(const std::string& path, size_t max_bytes) {
+  FileDescriptor fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (fd.get() < 0) return IoError(path, "open for reading", "check the path and permissions");
+  struct stat info = {};
+  if (fstat(fd.get(), &info) == 0 && S_ISDIR(info.st_mode)) {
+    return Status(Code::kInvalidArgument,
+                  StrCat(path, ": is a directory, expected a file; check the path"));
+  }
+  std::string text;
+  constexpr size_t kPiece = size_t{1} << 20;
+  while (text.size() <= max_bytes) {
+    const size_t done = text.size();
+    text.resize(done + kPiece);
+    const ssize_t n = read(fd.get(), text.data() + done, kPiece);
+    text.resize(done + static_cast<size_t>(std::max<ssize_t>(n, 0)));
+    if (n == 0) return text;
+    if (n < 0) return IoError(path, "read", "check the disk or the program that writes");
+  }
+  return Status(Code::kInvalidArgument, StrCat(path, ": has more than ", max_bytes,
+                                               " bytes, expected fewer; is this the right file?"));
 }
 
 Status WriteFile(const std::string& path, std::span<const std::byte> bytes) {

@@ -1,5 +1,5 @@
 // MappedFile: a whole file as read-only bytes, mapped and not copied; and ReadTextFile for small
-// ones. Used by the loader and the tokenizer.
+// ones, ReadTextStream for what may be a pipe. Used by the loader and the tokenizer.
 #pragma once
 
 #include <cstddef>
@@ -34,6 +34,10 @@ class MappedFile {
 
 // The content of a regular file of at most `max_bytes`.
 Result<std::string> ReadTextFile(const std::string& path, size_t max_bytes = size_t{1} << 30);
+
+// Everything up to the end of a file or a pipe (`<(command)`, /dev/stdin), at most `max_bytes`.
+// Waits for a pipe's writer.
+Result<std::string> ReadTextStream(const std::string& path, size_t max_bytes = size_t{1} << 30);
 
 // Writes the whole file or reports why not (a full disk too); never leaves a short file behind.
 Status WriteFile(const std::string& path, std::span<const std::byte> bytes);

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -52,7 +53,11 @@ ThreadPool::ThreadPool(int num_threads)
     : num_threads_(num_threads > 0 ? num_threads : NumUsableCores()),
       state_(std::make_unique<State>()) {
   for (int t = 1; t < num_threads_; ++t) {
-    state_->threads.emplace_back([this, t] { WorkerLoop(t); });
+    try {
+      state_->threads.emplace_back([this, t] { WorkerLoop(t); });
+    } catch (const std::system_error&) {
+      num_threads_ = t;  // the system has no more; those that started work
+    }
   }
 }
 

@@ -15,7 +15,8 @@ namespace lserve {
 // hundreds of short loops), then sleep.
 class ThreadPool {
  public:
-  // `num_threads` >= 1; 0 means one per core this process may run on.
+  // `num_threads` >= 1; 0 means one per core this process may run on. Fewer if the system has no
+  // more: see num_threads().
   explicit ThreadPool(int num_threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;

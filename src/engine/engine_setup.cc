@@ -1,5 +1,8 @@
 #include "engine/engine_setup.h"
 
+#include <sys/resource.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
@@ -94,7 +97,7 @@ Result<HeadKinds> ResolveHeadKinds(const EngineConfig& config,
 }
 
 // Bytes that the kernel says programs can still take without swapping.
-size_t AvailableMemory() {
+size_t SystemMemory() {
   std::ifstream meminfo("/proc/meminfo");
   std::string name, unit;
   size_t kilobytes = 0;
@@ -103,6 +106,33 @@ size_t AvailableMemory() {
     std::getline(meminfo, unit);
   }
   return size_t{4} << 30;
+}
+
+// What is left of the container's limit (cgroup v2); nothing is known without one.
+std::optional<size_t> CgroupMemory() {
+  size_t limit = 0, used = 0;
+  std::ifstream max("/sys/fs/cgroup/memory.max"), current("/sys/fs/cgroup/memory.current");
+  if (!(max >> limit) || !(current >> used)) return std::nullopt;  // "max" is no number
+  return limit > used ? limit - used : 0;
+}
+
+// What is left of `ulimit -v`. Both ways reserve the whole budget as address space, and weights and
+// threads take some: a quarter.
+std::optional<size_t> AddressSpace() {
+  rlimit limit = {};
+  if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return std::nullopt;
+  size_t pages = 0;
+  std::ifstream("/proc/self/statm") >> pages;
+  const size_t used = pages * static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  return limit.rlim_cur > used ? (limit.rlim_cur - used) / 4 : 0;
+}
+
+size_t AvailableMemory() {
+  size_t bytes = SystemMemory();
+  for (const std::optional<size_t>& limit : {CgroupMemory(), AddressSpace()}) {
+    if (limit) bytes = std::min(bytes, *limit);
+  }
+  return bytes;
 }
 
 Result<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& model_dir) {

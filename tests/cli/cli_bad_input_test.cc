@@ -2,6 +2,7 @@
 // with which value, what was expected and what to do; never with a crash.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <cstdint>
 
@@ -244,6 +245,74 @@ TEST_F(BadInput, OutputThatCanNotBeWritten) {
   full.stdout_path = "/dev/full";
   ExpectError({"run", kModel, "--tokens", tokens, "--max-tokens", "2", "--json"},
               {"stdout", "No space left on device"}, full);
+}
+
+// Linux's limits on a process are input as well.
+ProgramResult Limited(const std::string& limits, const std::string& arguments) {
+  return RunProgram({"/bin/sh", "-c",
+                     limits + "; exec " + LS_PROGRAM + " run " + kModel +
+                         " --prompt a --max-tokens 1 " + arguments});
+}
+
+TEST_F(BadInput, MemoryAndThreadsThatTheSystemRefuses) {
+  ExpectError({"run", kModel, "--prompt", "a", "--kv-cache-bytes", "100000G"},
+              {"KV cache", "cannot reserve", "--kv-cache-bytes"});
+  const ProgramResult small = Limited("ulimit -v 400000", "--threads 1");
+  EXPECT_EQ(small.exit_status, 0) << small.err;
+  const ProgramResult threads = Limited("ulimit -v 1200000", "--threads 250 --kv-cache-bytes 20M");
+  EXPECT_EQ(threads.exit_status, 1);
+  EXPECT_THAT(threads.err, HasSubstr("--threads 250"));
+  EXPECT_EQ(CountLines(threads.err), 1u) << threads.err;
+}
+
+TEST_F(BadInput, FilesThatAreNoFiles) {
+  const std::string fifo = scratch_ / "fifo";
+  ASSERT_EQ(mkfifo(fifo.c_str(), 0600), 0);
+  // A pipe where a checkpoint's file belongs is refused at once, not waited for.
+  std::filesystem::create_directory(scratch_ / "model");
+  std::filesystem::create_symlink(fifo, scratch_ / "model/config.json");
+  ExpectError({"run", scratch_ / "model", "--prompt", "a"}, {"config.json", "not a regular file"});
+  // A document may come through one.
+  const ProgramResult piped = RunProgram(
+      {"/bin/sh", "-c",
+       std::string("echo 'The access code for cedar is 4711.' | ") + LS_PROGRAM + " run " + kModel +
+           " --document /dev/stdin --question 'What is the access code for cedar?'"});
+  EXPECT_EQ(piped.exit_status, 0) << piped.err;
+  EXPECT_THAT(piped.out, HasSubstr("4711"));
+}
+
+TEST_F(BadInput, OneBadQuestionDoesNotEndTheSession) {
+  ProgramInput input;
+  input.stdin_text = "\xff\nWhat is the access code for cedar?\n";
+  const std::string document = scratch_.File("doc.txt", "The access code for cedar is 4711.");
+  const ProgramResult result = Lserve({"run", kModel, "--document", document}, input);
+  EXPECT_EQ(result.exit_status, 1);
+  EXPECT_THAT(result.err, HasSubstr("stdin: byte 0 is not UTF-8"));
+  EXPECT_THAT(result.out, HasSubstr("4711"));
+}
+
+TEST_F(BadInput, QuestionsAndEmptyValues) {
+  const std::string document = scratch_.File("doc.txt", "Some text.");
+  ExpectError({"run", kModel, "--document", document, "--question", "a\xff"},
+              {"--question", "byte 1", "UTF-8"});
+  ExpectError(
+      {"run", kModel, "--document", document, "--question", "What?", "--max-model-len", "8"},
+      {"doc.txt with the question", "expected at most 7"});
+  // An empty value is empty; it does not take the next argument.
+  ExpectError({"run", kModel, "--document=", "--question", "x"}, {"--document", "empty name"});
+  const ProgramResult empty =
+      Lserve({"run", kModel, "--document", document, "--question=", "--json"});
+  EXPECT_EQ(empty.exit_status, 2);
+  EXPECT_THAT(empty.err, HasSubstr("--question: got an empty text"));
+  const ProgramResult name = Lserve({"run", kModel, "--prompt", "a", "--logits-out="});
+  EXPECT_EQ(name.exit_status, 2);
+  EXPECT_THAT(name.err, HasSubstr("--logits-out: got an empty name"));
+  const std::string ids = scratch_.File("ids.txt", "1 2 3");
+  EXPECT_EQ(Lserve({"run", kModel, "--tokens", ids, "--logits-out", ids}).exit_status, 2);
+  EXPECT_EQ(ReadFile(ids), "1 2 3");
+  ProgramInput full;
+  full.stdout_path = "/dev/full";
+  ExpectError({"--help"}, {"stdout", "No space left"}, full);
 }
 
 TEST_F(BadInput, Devices) {

@@ -18,11 +18,13 @@ struct AttentionKernels;
 class CpuBackend final : public Backend {
  public:
   // REQUIRES: isa <= BestCpuIsa(). `num_threads` 0: every core this process may use.
+  // If the system refuses some, fewer run: see num_threads().
   CpuBackend(CpuIsa isa, int num_threads);
   ~CpuBackend() override;
 
   std::string name() const override { return "cpu"; }
   std::string description() const override;
+  int num_threads() const { return pool_.num_threads(); }
 
   // cpu_backend.cc
   Result<Buffer> Allocate(size_t bytes) override;

@@ -263,7 +263,9 @@ Result<std::unique_ptr<KvStore>> CpuBackend::MakeKvStore(const KvLayout& layout,
                   StrCat("head_dim is ", layout.head_dim, ", the cpu backend expects 1 to ",
                          kMaxHeadDim, "; try --device reference"));
   }
-  return std::unique_ptr<KvStore>(std::make_unique<CpuKvStore>(layout, max_pages));
+  auto store = std::make_unique<CpuKvStore>(layout, max_pages);
+  LS_TRY(store->Reserve());
+  return std::unique_ptr<KvStore>(std::move(store));
 }
 
 }  // namespace lserve

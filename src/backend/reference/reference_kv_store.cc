@@ -90,7 +90,9 @@ KvHeadBytes ReferenceBackend::kv_head_bytes(DType dtype, int head_dim) const {
 
 Result<std::unique_ptr<KvStore>> ReferenceBackend::MakeKvStore(
     const KvLayout& layout, const PageId (&max_pages)[kNumWays]) {
-  return std::unique_ptr<KvStore>(std::make_unique<ReferenceKvStore>(layout, max_pages));
+  auto store = std::make_unique<ReferenceKvStore>(layout, max_pages);
+  LS_TRY(store->Reserve());
+  return std::unique_ptr<KvStore>(std::move(store));
 }
 
 Status ReferenceBackend::AppendKv(const AppendKvParams& params) {
