@@ -97,7 +97,7 @@ struct Tokenizer::Impl {
   std::vector<std::pair<std::string, Result<ChatTemplate>>> templates;
 
   Status ReadAddedTokens(const Json& json, const TokenizerConfig& config);
-  Status AddToken(AddedToken token);
+  Status AddToken(const AddedToken& token);
   Status SetToken(std::string_view token, int32_t id);
   Status BuildTables();
   void ReadTemplates(const TokenizerConfig& config, const std::string& file_template);
@@ -139,7 +139,7 @@ Status Tokenizer::Impl::SetToken(std::string_view token, int32_t id) {
   return {};
 }
 
-Status Tokenizer::Impl::AddToken(AddedToken token) {
+Status Tokenizer::Impl::AddToken(const AddedToken& token) {
   const auto known = model.vocab().find(token.content);
   if (known != model.vocab().end() && known->second != token.id) {
     return BadField(StrCat("added token \"", token.content, "\""), StrCat("id ", token.id),
@@ -261,8 +261,9 @@ Result<std::unique_ptr<Tokenizer>> Tokenizer::Build(const TokenizerFiles& files,
 Result<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& model_dir) {
   const auto read_optional = [&](const char* name, std::string* out) -> Status {
     Result<std::string> text = ReadTextFile(StrCat(model_dir, "/", name));
-    if (text.ok()) *out = std::move(text).value();
-    return text.ok() || text.status().code() == Code::kNotFound ? Status() : text.status();
+    if (!text.ok()) return text.status().code() == Code::kNotFound ? Status() : text.status();
+    *out = std::move(text).value();
+    return Status();
   };
   TokenizerFiles files;
   files.directory = StrCat(model_dir, "/");

@@ -20,7 +20,10 @@ class SafetensorsWriter {
   explicit SafetensorsWriter(uint64_t seed) : rng_(seed) {}
 
   // Uniform with standard deviation `deviation` around `center`.
-  void Add(const std::string& name, std::vector<int64_t> shape, float deviation, float center = 0) {
+  void Add(const std::string& name,
+           const std::vector<int64_t>& shape,
+           float deviation,
+           float center = 0) {
     const int64_t begin = static_cast<int64_t>(data_.size()) * 2;
     int64_t count = 1;
     Json::Array dims;
