@@ -216,9 +216,13 @@ bool FileExists(const std::string& path) {
   return stat(path.c_str(), &info) == 0;
 }
 
-// tensor name -> shard file, from model.safetensors.index.json.
-Result<std::map<std::string, std::string>> ReadIndex(const std::string& path) {
-  const std::string text = LS_TRY(ReadTextFile(path, kMaxHeaderBytes));
+Result<ShardIndex> ReadIndex(const std::string& path) {
+  return ParseShardIndex(LS_TRY(ReadTextFile(path, kMaxHeaderBytes)), path);
+}
+
+}  // namespace
+
+Result<ShardIndex> ParseShardIndex(std::string_view text, const std::string& path) {
   Result<Json> parsed = ParseJson(text, {.max_depth = 8});
   if (!parsed.ok()) {
     return Corrupt(path, StrCat("is no valid JSON (", parsed.status().message(),
@@ -230,7 +234,7 @@ Result<std::map<std::string, std::string>> ReadIndex(const std::string& path) {
         path, StrCat("\"weight_map\" is ", weight_map == nullptr ? "missing" : Shown(*weight_map),
                      ", expected an object from tensor names to files"));
   }
-  std::map<std::string, std::string> shards;
+  ShardIndex shards;
   for (const auto& [tensor, file] : weight_map->as_object()) {
     // A shard lies beside its index: a path could name any file of the machine.
     const bool plain =
@@ -244,8 +248,6 @@ Result<std::map<std::string, std::string>> ReadIndex(const std::string& path) {
   }
   return shards;
 }
-
-}  // namespace
 
 std::string ShapeText(std::span<const int64_t> shape) {
   std::string text = "[";
@@ -333,7 +335,7 @@ Result<Checkpoint> Checkpoint::Open(const std::string& model_dir) {
                          "model.safetensors.index.json, expected one of them; give the "
                          "directory of a Hugging Face checkpoint in safetensors format"));
   }
-  const std::map<std::string, std::string> shards = LS_TRY(ReadIndex(index));
+  const ShardIndex shards = LS_TRY(ReadIndex(index));
   std::set<std::string> files;
   for (const auto& [tensor, file] : shards) files.insert(file);
   std::map<std::string, std::string> found;  // tensor -> the shard that holds it

@@ -1,6 +1,6 @@
 // Checkpoint: the tensors of a Hugging Face model directory (model.safetensors, or shards named by
-// model.safetensors.index.json), memory-mapped and fully validated; and ParseSafetensors, the
-// validation of one file. Knows nothing of layers or of what a tensor is for. Used by model/ and
+// model.safetensors.index.json), memory-mapped and fully validated; and the parsers of one file and
+// of the index. Knows nothing of layers or of what a tensor is for. Used by model/ and
 // `lserve inspect`.
 #pragma once
 
@@ -45,6 +45,12 @@ struct SafetensorsFile {
 // cover the data without gap or overlap. `path` only serves messages. The spans point into `bytes`,
 // with whatever alignment the file gave them.
 Result<SafetensorsFile> ParseSafetensors(std::span<const std::byte> bytes, const std::string& path);
+
+// Tensor name -> the file of the same directory that holds it.
+using ShardIndex = std::map<std::string, std::string>;
+
+// The text of a model.safetensors.index.json. `path` only serves messages.
+Result<ShardIndex> ParseShardIndex(std::string_view text, const std::string& path);
 
 // Move-only owner of the mappings. Every TensorInfo::data is aligned to its element size (a tensor
 // that the file misaligns is copied) and stays valid while the Checkpoint lives, moved or not.

@@ -7,6 +7,7 @@
 #include "tokenizer/jinja/ast.h"
 #include "tokenizer/jinja/interpreter.h"
 #include "tokenizer/jinja/parser.h"
+#include "tokenizer/json_fields.h"
 #include "tokenizer/unicode.h"
 
 namespace lserve {
@@ -31,20 +32,66 @@ Status NoDate(std::string_view text) {
       StrCat("date is \"", text, "\"; expected YYYY-MM-DD or YYYY-MM-DDTHH:MM:SS; correct it"));
 }
 
-// A string that is no UTF-8 would break every later step.
-bool AllUtf8(const Json& json) {
-  if (json.is_string()) return FindInvalidUtf8(json.as_string()) == json.as_string().size();
+// Deeper values could not be walked by recursion. The parser of JSON stops at 64 levels.
+constexpr int kMaxJsonDepth = 100;
+
+Status NoUtf8(std::string_view where, std::string_view text) {
+  const size_t at = FindInvalidUtf8(text);
+  return Status(Code::kInvalidArgument,
+                StrCat(where, " is no UTF-8 at byte ", at, " (value ",
+                       static_cast<int>(static_cast<unsigned char>(text[at])),
+                       "); expected UTF-8; convert it"));
+}
+
+bool IsUtf8(std::string_view text) {
+  return FindInvalidUtf8(text) == text.size();
+}
+
+// A string that is no UTF-8 would break every later step. `where` names `json` in messages.
+Status CheckTexts(const Json& json, const std::string& where, int depth = 0) {
+  if (depth > kMaxJsonDepth) {
+    return Status(Code::kInvalidArgument,
+                  StrCat(where.substr(0, 80), "... nests deeper than ", kMaxJsonDepth,
+                         " levels; expected fewer; flatten it"));
+  }
+  if (json.is_string() && !IsUtf8(json.as_string())) return NoUtf8(where, json.as_string());
   if (json.is_array()) {
-    for (const Json& item : json.as_array()) {
-      if (!AllUtf8(item)) return false;
+    for (size_t i = 0; i < json.as_array().size(); ++i) {
+      LS_TRY(CheckTexts(json.as_array()[i], StrCat(where, "[", i, "]"), depth + 1));
     }
   }
   if (json.is_object()) {
     for (const auto& [name, value] : json.as_object()) {
-      if (FindInvalidUtf8(name) != name.size() || !AllUtf8(value)) return false;
+      if (!IsUtf8(name)) return NoUtf8(StrCat("a member name of ", where), name);
+      LS_TRY(CheckTexts(value, StrCat(where, ".", Shown(name)), depth + 1));
     }
   }
-  return true;
+  return {};
+}
+
+// "messages[3] (role "user")"
+std::string NameOfMessage(const Json& message, size_t index) {
+  const Json* role = message.Find("role");
+  const bool known = role != nullptr && role->is_string() && IsUtf8(role->as_string());
+  return StrCat("messages[", index, "]",
+                known ? StrCat(" (role \"", Shown(role->as_string()), "\")") : std::string());
+}
+
+Status CheckMessages(const Json& messages) {
+  if (!messages.is_array()) {
+    return Status(Code::kInvalidArgument, StrCat("messages is ", messages.TypeName(),
+                                                 "; expected an array of objects; correct it"));
+  }
+  for (size_t i = 0; i < messages.as_array().size(); ++i) {
+    const Json& message = messages.as_array()[i];
+    if (!message.is_object()) {
+      return Status(Code::kInvalidArgument,
+                    StrCat("messages[", i, "] is ", message.TypeName(),
+                           "; expected an object with role and content; correct it"));
+    }
+    LS_TRY(CheckTexts(message, NameOfMessage(message, i)));
+  }
+  return {};
 }
 
 void SetMember(jinja::Dict& dict, const std::string& name, jinja::Value value) {
@@ -77,40 +124,31 @@ Result<ChatDate> ParseChatDate(std::string_view text) {
 
 Result<ChatTemplate> ChatTemplate::Parse(std::string_view source,
                                          const Json& variables,
-                                         const ChatTemplateLimits& limits) {
+                                         const ChatTemplateLimits& limits,
+                                         std::string where) {
   if (source.size() > limits.max_template_bytes) {
     return Status(Code::kInvalidArgument,
-                  StrCat("chat template has ", source.size(), " bytes; expected at most ",
+                  StrCat(where, " has ", source.size(), " bytes; expected at most ",
                          limits.max_template_bytes, "; use a shorter one"));
   }
-  if (FindInvalidUtf8(source) != source.size() || !AllUtf8(variables)) {
-    return Status(Code::kInvalidArgument,
-                  StrCat("chat template is no UTF-8 at byte ", FindInvalidUtf8(source),
-                         "; expected UTF-8; convert it"));
+  if (!IsUtf8(source)) return NoUtf8(where, source);
+  LS_TRY(CheckTexts(variables, StrCat(where, ": variable")));
+  Result<jinja::Template> parsed = jinja::Parse(source, limits.max_depth);
+  if (!parsed.ok()) {
+    return Status(parsed.status().code(), StrCat(where, ", ", parsed.status().message()));
   }
   ChatTemplate out;
-  out.template_ =
-      std::make_shared<const jinja::Template>(LS_TRY(jinja::Parse(source, limits.max_depth)));
+  out.template_ = std::make_shared<const jinja::Template>(std::move(parsed).value());
   out.variables_ = variables;
   out.limits_ = limits;
+  out.where_ = std::move(where);
   return out;
 }
 
 Result<RenderedPrompt> ChatTemplate::Render(const ChatRequest& request) const {
-  if (!request.messages.is_array()) {
-    return Status(Code::kInvalidArgument, StrCat("messages is ", request.messages.TypeName(),
-                                                 "; expected an array of objects; correct it"));
-  }
-  for (const Json& message : request.messages.as_array()) {
-    if (message.is_object()) continue;
-    return Status(Code::kInvalidArgument,
-                  StrCat("a message is ", message.TypeName(),
-                         "; expected an object with role and content; correct it"));
-  }
-  if (!AllUtf8(request.messages) || !AllUtf8(request.tools) || !AllUtf8(request.extra)) {
-    return Status(Code::kInvalidArgument,
-                  "messages hold a text that is no UTF-8; expected UTF-8; convert it");
-  }
+  LS_TRY(CheckMessages(request.messages));
+  LS_TRY(CheckTexts(request.tools, "tools"));
+  LS_TRY(CheckTexts(request.extra, "template variable"));
   if (request.date.has_value() && !IsDate(*request.date)) return NoDate("out of range");
   jinja::Dict variables;
   if (variables_.is_object()) {
@@ -126,7 +164,9 @@ Result<RenderedPrompt> ChatTemplate::Render(const ChatRequest& request) const {
       SetMember(variables, name, jinja::FromJson(value, /*user=*/true));
     }
   }
-  return jinja::Run(*template_, variables, limits_, request.date);
+  Result<RenderedPrompt> prompt = jinja::Run(*template_, variables, limits_, request.date);
+  if (prompt.ok()) return prompt;
+  return Status(prompt.status().code(), StrCat(where_, ", ", prompt.status().message()));
 }
 
 }  // namespace lserve

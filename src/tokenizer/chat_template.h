@@ -44,7 +44,7 @@ struct ChatRequest {
 struct ChatTemplateLimits {
   size_t max_template_bytes = size_t{1} << 20;
   size_t max_output_bytes = size_t{64} << 20;  // of the result and of every string on the way
-  size_t max_work_bytes = size_t{1} << 30;     // of all strings built while rendering
+  size_t max_work_bytes = size_t{1} << 30;     // written, searched and compared while rendering
   int64_t max_steps = 20'000'000;              // evaluated nodes and list elements
   int max_depth = 100;                         // nested tags, expressions and macro calls
 };
@@ -52,10 +52,12 @@ struct ChatTemplateLimits {
 class ChatTemplate {
  public:
   // `variables` are global names such as {"bos_token": "<s>"}; their text may become special
-  // tokens, unlike every string of a ChatRequest. Errors name the template's line.
+  // tokens, unlike every string of a ChatRequest. Errors name `where` the template comes from (its
+  // file, for people) and its line.
   static Result<ChatTemplate> Parse(std::string_view source,
                                     const Json& variables = Json(Json::Object{}),
-                                    const ChatTemplateLimits& limits = {});
+                                    const ChatTemplateLimits& limits = {},
+                                    std::string where = "chat template");
 
   // Thread-safe: rendering changes nothing here.
   Result<RenderedPrompt> Render(const ChatRequest& request) const;
@@ -65,6 +67,7 @@ class ChatTemplate {
   std::shared_ptr<const jinja::Template> template_;
   Json variables_;
   ChatTemplateLimits limits_;
+  std::string where_;
 };
 
 }  // namespace lserve

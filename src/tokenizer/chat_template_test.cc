@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "base/clock.h"
 #include "base/json.h"
 
 namespace lserve {
@@ -92,12 +93,31 @@ TEST(ChatTemplateTest, Errors) {
       {"{{ range(1000000) }}", "range"},
       {"{% set x.y = 1 %}", "namespace"},
       {"{% macro m(a) %}{% endmacro %}{{ m(1, 2) }}", "takes 1"},
+      {"{{ raise_exception('one\\ntwo' * 1000) }}", "one two"},
+      {"{{ x['a\\nb' * 1000] }}", "'x' is undefined"},
+      {"{{ 1 \u00e9 }}", "unexpected character '\u00e9'"},
+      {"{{ 'a' | sum }}", "sum of a string"},
+      {"{{ 5 | length }}", "length of an integer"},
+      {"{{ 'a'.split('') }}", "split by an empty text"},
+      {"{{ range() }}", "range with 0"},
+      {"{{ 5 in 5 }}", "an integer on the right of 'in'"},
+      {"{{ 'a' < 5 }}", "can not order a string and an integer"},
+      {"{{ {1: 2} }}", "mapping key is an integer"},
+      {"{{ '\\q' }}{{ '\\xzz' }}", "escape"},
+      {"{{ raise_exception }}{{ (1, 2) + 3 }}", "a list + an integer"},
   };
   for (const auto& [source, expected] : kCases) {
     const auto prompt = Render(source);
     ASSERT_FALSE(prompt.ok()) << source;
-    EXPECT_NE(prompt.status().message().find(expected), std::string::npos)
-        << source << ": " << prompt.status().message();
+    const std::string message = prompt.status().message();
+    EXPECT_NE(message.find(expected), std::string::npos) << source << ": " << message;
+    // What and value; what was expected; what to do; all on one line.
+    EXPECT_EQ(message.find("chat template, line "), 0u) << message;
+    const size_t middle = message.find("; expected ");
+    ASSERT_NE(middle, std::string::npos) << message;
+    EXPECT_NE(message.find("; ", middle + 2), std::string::npos) << message;
+    EXPECT_EQ(message.find('\n'), std::string::npos) << message;
+    EXPECT_LT(message.size(), 600u);
   }
 }
 
@@ -153,9 +173,266 @@ TEST(ChatTemplateTest, BadRequests) {
     request.messages = ParseJson(messages).value();
     EXPECT_FALSE(chat_template.Render(request).ok()) << messages;
   }
+}
+
+TEST(ChatTemplateTest, NoUtf8IsAnErrorThatSaysWhere) {
+  const auto chat_template = ChatTemplate::Parse("{{ messages }}").value();
+  const Json good(Json::Object{{"role", "system"}, {"content", "fine"}});
+  const auto error_of = [&](const Json& message) {
+    ChatRequest request;
+    request.messages = Json(Json::Array{good, message});
+    return chat_template.Render(request).status().message();
+  };
+  EXPECT_EQ(
+      error_of(Json(Json::Object{{"role", "user"}, {"content", "caf\xe9!"}})),
+      "messages[1] (role \"user\").content is no UTF-8 at byte 3 (value 233); expected UTF-8; "
+      "convert it");
+  const Json part(Json::Object{{"text", "\xff"}});
+  EXPECT_EQ(error_of(Json(Json::Object{{"content", Json(Json::Array{part})}})),
+            "messages[1].content[0].text is no UTF-8 at byte 0 (value 255); expected UTF-8; "
+            "convert it");
+  EXPECT_EQ(error_of(Json(Json::Object{{"a\x80", "b"}})),
+            "a member name of messages[1] is no UTF-8 at byte 1 (value 128); expected UTF-8; "
+            "convert it");
+  EXPECT_EQ(error_of(Json(5)),
+            "messages[1] is an integer; expected an object with role and content; correct it");
   ChatRequest request;
-  request.messages = Json(Json::Array{Json(Json::Object{{"content", "\xff"}})});
-  EXPECT_FALSE(chat_template.Render(request).ok());
+  request.messages = Json(Json::Array{});
+  request.extra = Json(Json::Object{{"name", "\xff"}});
+  EXPECT_EQ(chat_template.Render(request).status().message(),
+            "template variable.name is no UTF-8 at byte 0 (value 255); expected UTF-8; convert it");
+  Json deep = Json(1);
+  for (int i = 0; i < 5000; ++i) deep = Json(Json::Array{std::move(deep)});
+  request.extra = Json(Json::Object{{"name", std::move(deep)}});
+  EXPECT_NE(chat_template.Render(request).status().message().find("nests deeper than 100"),
+            std::string::npos);
+}
+
+// ---- what a hostile template or message may not do ----
+
+std::string ErrorOf(const std::string& source, const std::string& messages = "[]") {
+  const auto prompt = Render(source, messages);
+  EXPECT_FALSE(prompt.ok()) << source.substr(0, 80);
+  return prompt.status().message();
+}
+
+// Freeing, printing and comparing such values used to end in the guard page of the stack.
+TEST(HostileTemplateTest, DeepValuesAreRefused) {
+  const std::string begin = "{% set n = namespace(s=[]) %}{% for i in range(60000) %}{% set n.s = ";
+  const std::string end = " %}{% endfor %}{{ ";
+  const std::pair<const char*, const char*> kCases[] = {
+      {"[n.s]", "n.s"},
+      {"[n.s]", "n.s | tojson"},
+      {"[n.s]", "n.s | string"},
+      {"[n.s]", "n.s ~ ''"},
+      {"[n.s]", "[n.s] | join"},
+      {"[n.s]", "[n.s, n.s] | unique | list"},
+      {"[n.s]", "n.s == [n.s]"},
+      {"{'a': n.s}", "n.s"},
+      {"dict(a=n.s)", "n.s"},
+      {"[n.s] | list", "n.s"},
+      {"{'a': {'a': n.s}.items}", "1"},
+      {"{'a': n.s}.items() | list", "1"},
+  };
+  for (const auto& [grow, use] : kCases) {
+    const std::string error = ErrorOf(begin + grow + end + use + " }}");
+    EXPECT_NE(error.find("levels deep; expected at most 200; "), std::string::npos) << error;
+  }
+  const std::string error = ErrorOf(
+      "{% set n = namespace(s=[1]) %}{% for i in range(60000) %}"
+      "{% for x in [n.s, 1] %}{% set n.s = loop %}{% endfor %}{% endfor %}");
+  EXPECT_NE(error.find("levels deep"), std::string::npos) << error;
+}
+
+TEST(HostileTemplateTest, ValuesOfAllowedDepthWork) {
+  const std::string deep =
+      "{% set n = namespace(s=[]) %}{% for i in range(150) %}{% set n.s = [n.s] %}{% endfor %}";
+  EXPECT_EQ(Render(deep + "{{ n.s | string == n.s | tojson and n.s == [n.s[0]] }}").value().text,
+            "True");
+}
+
+// Namespaces hold each other by reference: a chain was freed by recursion, a ring never.
+TEST(HostileTemplateTest, NamespacesMayNestInChainsAndRings) {
+  EXPECT_EQ(Render("{% set n = namespace(s=0) %}{% for j in range(10) %}{% for i in range(60000) %}"
+                   "{% set n.s = namespace(s=n.s) %}{% endfor %}{% endfor %}ok")
+                .value()
+                .text,
+            "ok");
+  EXPECT_EQ(Render("{% set n = namespace() %}{% set n.n = [n] %}ok").value().text, "ok");
+}
+
+// Each body is within the parser's limits; the macro multiplied it by fifty.
+TEST(HostileTemplateTest, MacrosCanNotExhaustTheStack) {
+  const auto repeat = [](const std::string& text, int times) {
+    std::string out;
+    for (int i = 0; i < times; ++i) out += text;
+    return out;
+  };
+  const std::string kBodies[] = {
+      "{{ m()" + repeat(" + 1", 390) + " }}",
+      "{{ m()" + repeat(" | e", 390) + " }}",
+      "{{ " + repeat("[", 45) + "m()" + repeat("]", 45) + " }}",
+      repeat("{% if true %}", 90) + "{{ m() }}" + repeat("{% endif %}", 90),
+  };
+  for (const std::string& body : kBodies) {
+    const std::string error = ErrorOf("{% macro m() %}" + body + "{% endmacro %}{{ m() }}");
+    EXPECT_NE(error.find("macros nest"), std::string::npos) << error;
+  }
+}
+
+// Searching by trying every place took minutes for each of these.
+TEST(HostileTemplateTest, SearchIsLinear) {
+  const std::string texts =
+      "{% set a = 'b' ~ 'a' * 800000 ~ 'b' %}{% set n = 'a' * 400000 ~ 'c' %}"
+      "{% set m = 'c' ~ 'a' * 400000 %}";
+  const std::pair<const char*, const char*> kCases[] = {
+      {"n in a", "False"},           {"a.find(n)", "-1"},
+      {"a.rfind(m)", "-1"},          {"a.count(n)", "0"},
+      {"a.split(n)|length", "1"},    {"a.rsplit(m)|length", "1"},
+      {"a.replace(n, '')", "baaaa"}, {"a.strip('a' ~ n ~ m)", "baaaa"},
+  };
+  for (const auto& [expression, expected] : kCases) {
+    const Stopwatch watch;
+    const auto prompt = Render(texts + "{% set x = " + expression + " %}{{ (x | string)[:5] }}");
+    ASSERT_TRUE(prompt.ok()) << prompt.status().message();
+    EXPECT_EQ(prompt.value().text, expected) << expression;
+    // Each takes milliseconds; the bound is for slow machines and sanitizers.
+    EXPECT_LT(watch.seconds(), 5.0) << expression;
+  }
+}
+
+TEST(HostileTemplateTest, SearchFromTheRight) {
+  EXPECT_EQ(Render("{{ 'abcabcab'.rfind('abc') }} {{ 'aaa'.rfind('aa') }} {{ 'a'.rfind('') }}"
+                   " {{ 'a'.rfind('aa') }}")
+                .value()
+                .text,
+            "3 1 1 -1");
+  EXPECT_EQ(Render("{{ 'a--b---c'.rsplit('--') }}{{ 'a--b---c'.rsplit('--', 1) }}"
+                   "{{ '--'.rsplit('--') }}{{ 'a'.rsplit('--') }}")
+                .value()
+                .text,
+            "['a', 'b-', 'c']['a--b-', 'c']['', '']['a']");
+  EXPECT_EQ(
+      Render("{{ 'xyaxbyx'.strip('yx') }} {{ '\u00e9a\u00e9'.strip('\u00e9') }}").value().text,
+      "axb a");
+}
+
+// Whatever reads a text costs its length: the loops below ran for hours.
+TEST(HostileTemplateTest, EveryReadOfATextIsCharged) {
+  ChatTemplateLimits limits;
+  limits.max_work_bytes = 20'000'000;
+  const char* kExpressions[] = {
+      "a == b",
+      "a != b",
+      "a < b",
+      "a is eq b",
+      "a is sameas b",
+      "a is lt b",
+      "[a] == [b]",
+      "a in [b]",
+      "{a: 1} == {b: 1}",
+      "a in d",
+      "d[a]",
+      "d.get(a)",
+      "'x' in a",
+      "a.startswith(b)",
+      "a.endswith([b])",
+      "a.isspace()",
+      "a.isalpha()",
+      "a.isdigit()",
+      "a.strip('a')",
+      "a.find('x')",
+      "a.rfind('x')",
+      "a.count('x')",
+      "a.split('x')",
+      "a.split()",
+      "a.splitlines()",
+      "a.replace('x', '')",
+      "a.removeprefix('x')",
+      "a.upper()",
+      "a | lower",
+      "a | length",
+      "a[0]",
+      "a[1:2]",
+      "a[5:0:-100000]",
+      "{a: 1}",
+      "dict(d)",
+      "namespace(d)",
+      "d | list",
+      "d.keys()",
+      "d.items()",
+      "l | sort",
+      "l | unique",
+      "l | max",
+      "l | map('trim') | list",
+      "a | int",
+      "a | float",
+      "[d] | map(attribute=a) | list",
+      "l | select('eq', b) | list",
+      "d | dictsort",
+      "[a] | join",
+      "a | tojson",
+      "a is lower",
+      "a ~ b",
+      "a | e",
+  };
+  for (const char* expression : kExpressions) {
+    const std::string source = std::string("{% set a = 'a' * 500000 %}{% set b = 'a' * 500000 %}") +
+                               "{% set d = {b: 1} %}{% set l = [a, b] %}" +
+                               "{% for i in range(200) %}{% set x = " + expression +
+                               " %}{% endfor %}";
+    const auto prompt = Render(source, "[]", limits);
+    ASSERT_FALSE(prompt.ok()) << expression;
+    EXPECT_NE(prompt.status().message().find("bytes of text in all; expected at most 20000000"),
+              std::string::npos)
+        << expression << ": " << prompt.status().message();
+  }
+}
+
+// Lists that share their parts are trees of any size; so are names beyond counting.
+TEST(HostileTemplateTest, EveryVisitOfAValueIsAStep) {
+  ChatTemplateLimits limits;
+  limits.max_steps = 1'000'000;
+  std::string names;
+  for (int i = 0; i < 20000; ++i) names += "{% set a" + std::to_string(i) + " = 1 %}";
+  const std::string kSources[] = {
+      "{% set n = namespace(s=[], t=[]) %}{% for i in range(60) %}{% set n.s = [n.s, n.s] %}"
+      "{% set n.t = [n.t, n.t] %}{% endfor %}{{ n.s == n.t }}",
+      names + "{% for i in range(9999) %}{{ zz }}{% endfor %}",
+      "{% set d = namespace(d={}) %}{% set l = range(9999) | list %}"
+      "{% for i in range(200) %}{% set x = l + l %}{% endfor %}",
+  };
+  for (const std::string& source : kSources) {
+    const auto prompt = Render(source, "[]", limits);
+    ASSERT_FALSE(prompt.ok()) << source.substr(0, 80);
+    EXPECT_NE(prompt.status().message().find("more than 1000000 steps"), std::string::npos)
+        << prompt.status().message();
+  }
+  EXPECT_NE(ErrorOf("{{ " + std::string(1000, 'a') + " }}").find("at most 256"), std::string::npos);
+  std::string call = "{{ dict(a0=1";
+  for (int i = 1; i < 300; ++i) call += ",a" + std::to_string(i) + "=1";
+  EXPECT_NE(ErrorOf(call + ") }}").find("more than 255 arguments"), std::string::npos);
+}
+
+// A text beyond the limit was gone on with, on every level above it.
+TEST(HostileTemplateTest, LongTextsAreGivenUpAtOnce) {
+  ChatTemplateLimits limits;
+  limits.max_output_bytes = 1'000'000;
+  const std::string source =
+      "{% set a = 'a' * 400000 %}{% set n = namespace(s=1) %}{% for i in range(100) %}"
+      "{% set n.s = {a: n.s, a ~ 1: 1, a ~ 2: 1, a ~ 3: 1} %}{% endfor %}";
+  for (const char* use : {"n.s | tojson", "n.s | string"}) {
+    const std::string message =
+        Render(source + "{{ " + use + " }}", "[]", limits).status().message();
+    const size_t at = message.find("made a text of ");
+    ASSERT_NE(at, std::string::npos) << message;
+    // What is there when it is noticed: the limit and two keys.
+    EXPECT_LT(std::stoll(message.substr(at + 15)), 3'000'000) << message;
+  }
+}
+
+TEST(ChatTemplateTest, RepeatedKeywordReplacesTheMember) {
+  EXPECT_EQ(Render("{{ dict({'a': 1, 'b': 2}, a=3) }}").value().text, "{'a': 3, 'b': 2}");
 }
 
 }  // namespace

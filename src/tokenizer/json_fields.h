@@ -9,6 +9,18 @@
 
 namespace lserve {
 
+// A foreign text for an error message: at most 80 bytes of it, on one line.
+inline std::string Shown(std::string_view text) {
+  constexpr size_t kMaxBytes = 80;
+  std::string shown;
+  for (const char c : text) {
+    const unsigned char byte = static_cast<unsigned char>(c);
+    if (shown.size() >= kMaxBytes && (byte & 0xc0) != 0x80) return shown + "...";
+    shown.push_back(byte < 0x20 || byte == 0x7f ? ' ' : c);
+  }
+  return shown;
+}
+
 // The object in a file of the model directory.
 inline Result<Json> ParseFileObject(std::string_view text) {
   Result<Json> json = ParseJson(text);

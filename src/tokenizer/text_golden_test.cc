@@ -94,6 +94,50 @@ TEST_P(FamilyTest, DecodesAsTransformers) {
   }
 }
 
+// The same file with its merges spelled the other way: "a b", or ["a", "b"].
+std::string WithOtherMerges(const std::string& text) {
+  Json json = ParseJson(text).value();
+  for (auto& [part, model] : json.mutable_object()) {
+    if (part != "model") continue;
+    for (auto& [name, merges] : model.mutable_object()) {
+      if (name != "merges") continue;
+      for (Json& merge : merges.mutable_array()) {
+        if (merge.is_array()) {
+          merge = StrCat(merge.as_array()[0].as_string(), " ", merge.as_array()[1].as_string());
+        } else {
+          const std::string pair = merge.as_string();
+          const size_t space = pair.find(' ');
+          merge = Json(Json::Array{pair.substr(0, space), pair.substr(space + 1)});
+        }
+      }
+    }
+  }
+  return WriteJson(json);
+}
+
+TEST(MergesTest, BothSpellingsGiveTheSameIds) {
+  for (const char* family : {"llama3", "gpt2", "sp_legacy", "sp_metaspace"}) {
+    SCOPED_TRACE(family);
+    TokenizerFiles files;
+    files.tokenizer_json = ReadTextFile(StrCat(kGoldens, family, "/tokenizer.json")).value();
+    const std::string other = WithOtherMerges(files.tokenizer_json);
+    ASSERT_EQ(WithOtherMerges(other), WriteJson(ParseJson(files.tokenizer_json).value()));
+    ASSERT_NE(other, WithOtherMerges(other));
+    files.tokenizer_json = other;
+    files.tokenizer_config_json =
+        ReadTextFile(StrCat(kGoldens, family, "/tokenizer_config.json")).value();
+    const auto tokenizer = Tokenizer::FromFiles(files);
+    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().message();
+    const Json golden = ReadGolden(StrCat(family, "/cases.json"));
+    for (const Json& one : golden.Find("encode")->as_array()) {
+      const std::string& text = one.Find("text")->as_string();
+      EXPECT_EQ(tokenizer.value()->Encode(text, {true, true}).value(),
+                IdsOf(*one.Find("ids_special")))
+          << WriteJson(*one.Find("text"), {0, false, true});
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(
     All,
     FamilyTest,

@@ -100,7 +100,7 @@ struct Tokenizer::Impl {
   Status AddToken(const AddedToken& token);
   Status SetToken(std::string_view token, int32_t id);
   Status BuildTables();
-  void ReadTemplates(const TokenizerConfig& config, const std::string& file_template);
+  void ReadTemplates(const TokenizerConfig& config, const TokenizerFiles& files);
   std::optional<TokenId> Find(std::string_view token) const;
   // What the decoder gets for `id`. REQUIRES: it has a token.
   const std::string& SpellingOf(size_t id) const {
@@ -145,7 +145,16 @@ Status Tokenizer::Impl::AddToken(const AddedToken& token) {
     return BadField(StrCat("added token \"", token.content, "\""), StrCat("id ", token.id),
                     StrCat("id ", known->second, " as in the vocabulary"));
   }
-  if (!added_ids.emplace(token.content, token.id).second) return {};  // listed in both files
+  const auto [listed, is_new] = added_ids.emplace(token.content, token.id);
+  if (!is_new) {
+    if (listed->second == token.id) return {};  // in both files
+    // Hugging Face keeps the first id and leaves the other without a token: the model could say
+    // what nobody can read. Neither id is known to be the model's, so neither is taken.
+    return BadField(StrCat("added token \"", Shown(token.content),
+                           "\" of tokenizer.json or "
+                           "tokenizer_config.json"),
+                    StrCat("both id ", listed->second, " and id ", token.id), "one id per token");
+  }
   if (token.special) special_ids.push_back(token.id);
   if (token.normalized) {
     MarkedText content{token.content, {}};
@@ -204,18 +213,23 @@ Status Tokenizer::Impl::BuildTables() {
   return {};
 }
 
-void Tokenizer::Impl::ReadTemplates(const TokenizerConfig& config,
-                                    const std::string& file_template) {
+void Tokenizer::Impl::ReadTemplates(const TokenizerConfig& config, const TokenizerFiles& files) {
   Json::Object variables;
   for (const auto& [name, content] : config.named_tokens) variables.emplace_back(name, content);
-  const auto add = [&](const std::string& name, const std::string& source) {
-    templates.emplace_back(name, ChatTemplate::Parse(source, Json(variables)));
+  const auto add = [&](const std::string& name, const std::string& source, std::string where) {
+    templates.emplace_back(
+        name, ChatTemplate::Parse(source, Json(variables), {}, StrCat(files.directory, where)));
   };
-  if (!file_template.empty()) {
-    add("default", file_template);
+  if (!files.chat_template_jinja.empty()) {
+    add("default", files.chat_template_jinja, "chat_template.jinja");
     return;
   }
-  for (const auto& [name, source] : config.chat_templates) add(name, source);
+  for (const auto& [name, source] : config.chat_templates) {
+    const bool only = config.chat_templates.size() == 1 && name == "default";
+    add(name, source,
+        StrCat("tokenizer_config.json: chat_template",
+               only ? std::string() : StrCat(" \"", Shown(name), "\"")));
+  }
 }
 
 Tokenizer::Tokenizer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -254,7 +268,7 @@ Result<std::unique_ptr<Tokenizer>> Tokenizer::Build(const TokenizerFiles& files,
     if (config.add_bos && impl->bos.has_value()) added.prefix.push_back(*impl->bos);
     if (config.add_eos && impl->eos.has_value()) added.suffix.push_back(*impl->eos);
   }
-  impl->ReadTemplates(config, files.chat_template_jinja);
+  impl->ReadTemplates(config, files);
   return std::unique_ptr<Tokenizer>(new Tokenizer(std::move(impl)));
 }
 

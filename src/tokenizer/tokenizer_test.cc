@@ -9,6 +9,7 @@
 #include "base/json.h"
 #include "base/mapped_file.h"
 #include "base/rng.h"
+#include "base/strings.h"
 #include "tokenizer/known_splits.h"
 #include "tokenizer/split_regex.h"
 #include "tokenizer/unicode.h"
@@ -260,6 +261,7 @@ TEST(BrokenTokenizerTest, EveryKindIsAOneLineError) {
       WithParts(good, R"(,"added_tokens":[{"id":5}])"),
       WithParts(good, R"(,"added_tokens":[{"id":5,"content":"a"}])"),
       WithParts(good, R"(,"added_tokens":[{"id":2,"content":"x"}])"),
+      WithParts(good, R"(,"added_tokens":[{"id":3,"content":"x"},{"id":4,"content":"x"}])"),
       WithParts(good, R"(,"added_tokens":[{"id":2000000,"content":"x"}])"),
       R"({"model":)" + good + "}",
       R"({"decoder":{"type":"WordPiece"},"model":)" + good + "}",
@@ -270,6 +272,51 @@ TEST(BrokenTokenizerTest, EveryKindIsAOneLineError) {
     EXPECT_EQ(status.message().find('\n'), std::string::npos);
     EXPECT_LT(status.message().size(), 1000u);
   }
+}
+
+// The second id had no token: what the model said with it vanished.
+TEST(BrokenTokenizerTest, OneTokenWithTwoIdsIsRefused) {
+  const std::string json = WithParts(R"({"type":"BPE","vocab":{"a":0},"merges":[]})",
+                                     R"(,"added_tokens":[{"id":1,"content":"<x>"}])");
+  const auto status_of = [&](const char* id) {
+    TokenizerFiles files;
+    files.tokenizer_json = json;
+    files.tokenizer_config_json =
+        StrCat(R"({"added_tokens_decoder":{")", id, R"(":{"content":"<x>"}}})");
+    return Tokenizer::FromFiles(files).status();
+  };
+  EXPECT_TRUE(status_of("1").ok());
+  EXPECT_NE(
+      status_of("2").message().find(
+          "\"<x>\" of tokenizer.json or tokenizer_config.json is both id 1 and id 2; expected "
+          "one id per token; "),
+      std::string::npos)
+      << status_of("2").message();
+}
+
+TEST(BrokenTokenizerTest, TemplateErrorsNameTheFile) {
+  TokenizerFiles files;
+  files.directory = "dir/";
+  files.tokenizer_json = WithParts(R"({"type":"BPE","vocab":{"a":0},"merges":[]})", "");
+  const auto error = [&](const std::string& config, const std::string& file) {
+    files.tokenizer_config_json = config;
+    files.chat_template_jinja = file;
+    ChatRequest request;
+    request.messages = Json(Json::Array{});
+    request.tools = Json(Json::Array{});
+    const auto prompt = Tokenizer::FromFiles(files).value()->RenderChat(request);
+    return prompt.status().message().substr(0, prompt.status().message().find("; "));
+  };
+  EXPECT_EQ(error(R"({"chat_template":"\n{{ x.y }}"})", ""),
+            "dir/tokenizer_config.json: chat_template, line 2: 'x' is undefined, so it has no 'y'");
+  EXPECT_EQ(error("{}", "{{ x.y }}"),
+            "dir/chat_template.jinja, line 1: 'x' is undefined, so it has no 'y'");
+  EXPECT_EQ(error("{}", "{{ x"), "dir/chat_template.jinja, line 1: tag without }}");
+  EXPECT_EQ(error("{}", "\xff"), "dir/chat_template.jinja is no UTF-8 at byte 0 (value 255)");
+  EXPECT_EQ(error(R"({"chat_template":[{"name":"default","template":""},)"
+                  R"({"name":"tool_use","template":"{{"}]})",
+                  ""),
+            "dir/tokenizer_config.json: chat_template \"tool_use\", line 1: tag without }}");
 }
 
 TEST(BrokenTokenizerTest, EveryPrefixOfARealFileFails) {

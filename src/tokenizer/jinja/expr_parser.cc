@@ -10,6 +10,7 @@ namespace {
 // A chain such as a + b + c nests one level per link, without brackets to count. With kMaxLinks
 // on the way down, no tree is higher than the nesting limit plus this.
 constexpr int kMaxLinks = 400;
+constexpr size_t kMaxArguments = 255;  // they are searched by name, one after another
 
 }  // namespace
 
@@ -39,34 +40,42 @@ bool ExprParser::SkipName(std::string_view text) {
 }
 Status ExprParser::ExpectOperator(std::string_view text) {
   if (SkipOperator(text)) return {};
-  return Error(StrCat("expected '", text, "'"));
+  return Error(StrCat("'", text, "'"));
 }
 Result<std::string> ExprParser::ExpectName() {
-  if (Peek().kind != TokenKind::kName) return Error("expected a name");
+  if (Peek().kind != TokenKind::kName) return Error("a name");
   return Next().text;
 }
 Status ExprParser::Expect(TokenKind kind, std::string_view what) {
-  if (Peek().kind != kind) return Error(StrCat("expected ", what));
+  if (Peek().kind != kind) return Error(what);
   Next();
   return {};
 }
 
-Status ExprParser::Error(std::string_view message) const {
+Status ExprParser::Error(std::string_view expected) const {
   const Token& token = Peek();
   std::string found = "the end of the tag";
   if (token.kind == TokenKind::kEnd) found = "the end of the template";
   if (!token.text.empty()) found = StrCat("\"", token.text.substr(0, 40), "\"");
-  return TemplateError(token.line, StrCat(message, ", found ", found));
+  return TemplateError(token.line, StrCat("found ", found), expected);
+}
+
+Status ExprParser::CheckArguments(size_t count) const {
+  if (count < kMaxArguments) return {};
+  return TemplateError(Peek().line, StrCat("more than ", kMaxArguments, " arguments"), "fewer",
+                       "simplify the template");
 }
 
 Status ExprParser::CheckDepth() const {
   if (depth_ <= max_depth_) return {};
-  return TemplateError(Peek().line, StrCat("nested deeper than ", max_depth_, " levels"));
+  return TemplateError(Peek().line, StrCat("nested deeper than ", max_depth_, " levels"), "fewer",
+                       "simplify the template");
 }
 
 Status ExprParser::CountLink() {
   if (++links_ <= kMaxLinks) return {};
-  return TemplateError(Peek().line, StrCat("expression with more than ", kMaxLinks, " operators"));
+  return TemplateError(Peek().line, StrCat("expression with more than ", kMaxLinks, " operators"),
+                       "fewer", "simplify the template");
 }
 
 ExprPointer ExprParser::Make(ExprKind kind) const {
@@ -249,7 +258,8 @@ Result<ExprPointer> ExprParser::Number() {
     expr->constant = {value};
   }
   if (result.ec != std::errc() || result.ptr != end) {
-    return TemplateError(token.line, StrCat("number ", token.text, " is out of range"));
+    return TemplateError(
+        token.line, StrCat("number ", token.text.substr(0, 40), " is out of range"), "64 bits");
   }
   return expr;
 }
@@ -280,7 +290,7 @@ Result<ExprPointer> ExprParser::Primary() {
     return expr;
   }
   if (token.kind == TokenKind::kOperator) return Bracketed();
-  return Error("expected an expression");
+  return Error("an expression");
 }
 
 Result<ExprPointer> ExprParser::Bracketed() {
@@ -316,7 +326,7 @@ Result<ExprPointer> ExprParser::Bracketed() {
     LS_TRY(ExpectOperator("}"));
     return expr;
   }
-  return Error("expected an expression");
+  return Error("an expression");
 }
 
 Result<ExprPointer> ExprParser::Postfix(ExprPointer expr) {
@@ -361,7 +371,9 @@ Result<ExprPointer> ExprParser::Subscript(ExprPointer expr) {
     const bool empty = IsOperator(":") || IsOperator("]");
     outer->kids.push_back(empty ? nullptr : LS_TRY(Expression()));
   }
-  if (outer->kids.size() > 4) return Error("slice of more than three parts");
+  if (outer->kids.size() > 4) {
+    return TemplateError(Peek().line, "slice of more than three parts", "start:end:step");
+  }
   outer->kids.resize(4);
   LS_TRY(ExpectOperator("]"));
   return outer;
@@ -370,13 +382,17 @@ Result<ExprPointer> ExprParser::Subscript(ExprPointer expr) {
 Status ExprParser::Arguments(Expr& call) {
   LS_TRY(ExpectOperator("("));
   while (!IsOperator(")")) {
-    if (IsOperator("*") || IsOperator("**")) return Error("unpacked arguments are not implemented");
+    if (IsOperator("*") || IsOperator("**")) {
+      return TemplateError(Peek().line, "unpacked arguments are not implemented",
+                           "arguments one by one");
+    }
+    LS_TRY(CheckArguments(call.kids.size() + call.keywords.size()));
     if (Peek().kind == TokenKind::kName && IsOperator("=", 1)) {
       std::string name = Next().text;
       Next();
       call.keywords.emplace_back(std::move(name), LS_TRY(Expression()));
     } else {
-      if (!call.keywords.empty()) return Error("expected a keyword argument");
+      if (!call.keywords.empty()) return Error("a keyword argument");
       call.kids.push_back(LS_TRY(Expression()));
     }
     if (!SkipOperator(",")) break;

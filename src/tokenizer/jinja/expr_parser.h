@@ -35,7 +35,10 @@ class ExprParser {
   Status ExpectOperator(std::string_view text);
   Result<std::string> ExpectName();
   Status Expect(TokenKind kind, std::string_view what);
-  Status Error(std::string_view message) const;
+  // The next token is not what was expected.
+  Status Error(std::string_view expected) const;
+  // Fails if a call or macro already has `count` arguments and may have no more.
+  Status CheckArguments(size_t count) const;
 
   // Counts nesting while in scope: the tree is walked and freed by recursion.
   class Nesting {

@@ -1,10 +1,12 @@
 // Filters: what may follow `|`.
 #include <algorithm>
+#include <bit>
 #include <charconv>
 #include <cmath>
 
 #include "base/strings.h"
 #include "tokenizer/jinja/runtime.h"
+#include "tokenizer/json_fields.h"
 #include "tokenizer/unicode.h"
 
 namespace lserve::jinja {
@@ -13,6 +15,7 @@ namespace {
 // The value at a path such as "function.name" or "0.role" inside `value`.
 Result<Value> AtPath(Runtime& runtime, const Value& value, const Value& path) {
   if (!path.is_string()) return runtime.Item(value, path);
+  LS_TRY(runtime.Work(path.str().text.size()));
   Value current = value;
   std::string_view rest = path.str().text;
   while (true) {
@@ -38,21 +41,25 @@ Arguments Rest(const Arguments& arguments, size_t skip) {
 Result<Value> Length(Runtime& runtime, const Value& input) {
   if (input.is_undefined()) return MakeInt(0);
   if (input.is_string()) {
-    LS_TRY(runtime.Charge(input.str().text.size()));
+    LS_TRY(runtime.Scan(input.str().text.size()));
     return MakeInt(static_cast<int64_t>(CountCodePoints(input.str().text)));
   }
   if (input.is_list()) return MakeInt(static_cast<int64_t>(input.list().size()));
   if (input.is_dict()) return MakeInt(static_cast<int64_t>(input.dict().size()));
-  return runtime.Error(StrCat("length of ", TypeName(input)));
+  return runtime.Error(StrCat("length of ", TypeName(input)), "a string, a list or a mapping");
 }
 
 Result<Value> ToJson(Runtime& runtime, const Value& input, const Arguments& arguments) {
   // Jinja's own order puts indent first; transformers has ensure_ascii before it.
   int64_t indent = -1;
   bool sort_keys = false;
-  if (arguments.positional.size() > 1) return runtime.Error("tojson with positional arguments");
+  if (arguments.positional.size() > 1) {
+    return runtime.Error(
+        StrCat("tojson with ", arguments.positional.size(), " positional arguments"),
+        "indent= and sort_keys=");
+  }
   if (!arguments.positional.empty() && IsTrue(arguments.positional[0])) {
-    return runtime.Error("tojson with ensure_ascii is not implemented");
+    return runtime.Error("tojson with ensure_ascii is not implemented", "ensure_ascii=false");
   }
   for (const auto& [name, value] : arguments.keywords) {
     if (name == "indent") {
@@ -60,14 +67,18 @@ Result<Value> ToJson(Runtime& runtime, const Value& input, const Arguments& argu
     } else if (name == "sort_keys") {
       sort_keys = IsTrue(value);
     } else if (name != "ensure_ascii" || IsTrue(value)) {
-      return runtime.Error(StrCat("tojson with ", name, " is not implemented"));
+      return runtime.Error(StrCat("tojson with ", name, " is not implemented"),
+                           "indent=, sort_keys= or ensure_ascii=false");
     }
   }
-  if (indent > 64) return runtime.Error("tojson with an indent beyond 64");
+  if (indent > 64) {
+    return runtime.Error(StrCat("tojson with an indent of ", indent), "at most 64");
+  }
   Str out;
   if (!ToJsonText(input, static_cast<int>(indent), sort_keys, runtime.limits().max_output_bytes,
                   out)) {
-    return runtime.Error(StrCat("tojson of ", TypeName(input), " or something in it"));
+    return runtime.Error(StrCat("tojson of ", TypeName(input), " or something in it"),
+                         "strings, numbers, lists and mappings, which have a JSON form");
   }
   return runtime.NewString(std::move(out));
 }
@@ -97,12 +108,13 @@ Result<Value> Indent(Runtime& runtime, const Value& input, const Arguments& argu
     indentation = width->str();
   } else if (width != nullptr) {
     const int64_t count = LS_TRY(runtime.Integer(*width, "width"));
-    if (count > 1000) return runtime.Error("indent wider than 1000");
+    if (count > 1000) return runtime.Error(StrCat("indent by ", count), "at most 1000");
     indentation.text.assign(static_cast<size_t>(std::max<int64_t>(0, count)), ' ');
   }
   Str text = LS_TRY(runtime.Text(input));
   text.text.push_back('\n');
   const std::vector<Str> lines = SplitLines(text);
+  LS_TRY(runtime.Step(lines.size()));
   LS_TRY(runtime.Charge(text.text.size() + lines.size() * (indentation.text.size() + 1)));
   Str out;
   if (first != nullptr && IsTrue(*first)) out.Append(indentation);
@@ -122,9 +134,13 @@ Result<Value> Select(Runtime& runtime,
                      bool by_attribute,
                      bool keep) {
   const size_t first = by_attribute ? 1 : 0;
-  if (arguments.positional.size() < first) return runtime.Error("selectattr without a name");
+  if (arguments.positional.size() < first) {
+    return runtime.Error("selectattr or rejectattr without a name", "the name of an attribute");
+  }
   const Value* test = arguments.positional.size() > first ? &arguments.positional[first] : nullptr;
-  if (test != nullptr && !test->is_string()) return runtime.Error("select by no test name");
+  if (test != nullptr && !test->is_string()) {
+    return runtime.Error(StrCat("select by ", TypeName(*test)), "the name of a test");
+  }
   const Arguments rest = Rest(arguments, first + 1);
   List list;
   for (const Value& item : LS_TRY(runtime.Items(input))) {
@@ -137,7 +153,7 @@ Result<Value> Select(Runtime& runtime,
         test == nullptr ? IsTrue(value) : LS_TRY(ApplyTest(runtime, name, value, rest));
     if (passes == keep) list.push_back(item);
   }
-  return MakeList(std::move(list));
+  return runtime.NewList(std::move(list));
 }
 
 Result<Value> Map(Runtime& runtime, const Value& input, const Arguments& arguments) {
@@ -145,18 +161,19 @@ Result<Value> Map(Runtime& runtime, const Value& input, const Arguments& argumen
   const Value* path = arguments.Find(~size_t{0}, "attribute");
   const Value* otherwise = arguments.Find(~size_t{0}, "default");
   if (path == nullptr && (arguments.positional.empty() || !arguments.positional[0].is_string())) {
-    return runtime.Error("map without a filter or attribute");
+    return runtime.Error("map without a filter or attribute",
+                         "the name of a filter, or attribute=");
   }
+  const Arguments rest = Rest(arguments, 1);
   for (const Value& item : LS_TRY(runtime.Items(input))) {
     if (path == nullptr) {
-      list.push_back(LS_TRY(
-          ApplyFilter(runtime, arguments.positional[0].str().text, item, Rest(arguments, 1))));
+      list.push_back(LS_TRY(ApplyFilter(runtime, arguments.positional[0].str().text, item, rest)));
       continue;
     }
     Value value = LS_TRY(AtPath(runtime, item, *path));
     list.push_back(value.is_undefined() && otherwise != nullptr ? *otherwise : value);
   }
-  return MakeList(std::move(list));
+  return runtime.NewList(std::move(list));
 }
 
 Result<Value> Ends(Runtime& runtime, const Value& input, bool first) {
@@ -167,7 +184,9 @@ Result<Value> Ends(Runtime& runtime, const Value& input, bool first) {
 
 Result<Value> DictItems(Runtime& runtime, const Value& input) {
   if (input.is_undefined()) return MakeList({});
-  if (!input.is_dict()) return runtime.Error(StrCat("items of ", TypeName(input)));
+  if (!input.is_dict()) {
+    return runtime.Error(StrCat("items of ", TypeName(input)), "a mapping");
+  }
   return CallMethod(runtime, input, "items", {});
 }
 
@@ -175,7 +194,25 @@ Result<Value> DictItems(Runtime& runtime, const Value& input) {
 Result<Value> SortKey(Runtime& runtime, const Value& item, const Value* path, bool exact) {
   Value key = path == nullptr ? item : LS_TRY(AtPath(runtime, item, *path));
   if (exact || !key.is_string()) return key;
-  return MakeString(ChangeCase(key.str(), Case::kLower));
+  return runtime.NewString(LS_TRY(ChangeCase(runtime, key.str(), Case::kLower)));
+}
+
+// A merge sort compares each key once on each of log2(n) levels, or a few more times.
+Status PayForSorting(Runtime& runtime, const List& keys) {
+  size_t bytes = 0;
+  for (const Value& key : keys) {
+    if (key.is_string()) bytes += key.str().text.size();
+  }
+  const size_t levels = std::bit_width(keys.size());
+  LS_TRY(runtime.Step(keys.size() * levels / 8));
+  return runtime.Work(bytes * levels);
+}
+
+// REQUIRES: Runtime::Order(a, b) is no error.
+bool IsLess(const Value& a, const Value& b) {
+  if (a.is_string()) return a.str().text < b.str().text;
+  if (a.is_integral() && b.is_integral()) return a.integral() < b.integral();
+  return a.number() < b.number();
 }
 
 Result<Value> Sort(Runtime& runtime, const Value& input, const Arguments& arguments) {
@@ -189,42 +226,44 @@ Result<Value> Sort(Runtime& runtime, const Value& input, const Arguments& argume
     // Once all neighbours can be ordered, all pairs can: the sort below does not fail.
     if (keys.size() > 1) LS_TRY(runtime.Order(keys[keys.size() - 2], keys.back()));
   }
+  LS_TRY(PayForSorting(runtime, keys));
   std::vector<size_t> order(items.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
   const bool down = reverse != nullptr && IsTrue(*reverse);
   std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
-    const Result<int> result = runtime.Order(keys[a], keys[b]);
-    return result.ok() && (down ? result.value() > 0 : result.value() < 0);
+    return down ? IsLess(keys[b], keys[a]) : IsLess(keys[a], keys[b]);
   });
   List list;
   for (const size_t i : order) list.push_back(items[i]);
-  return MakeList(std::move(list));
+  return runtime.NewList(std::move(list));
 }
 
 Result<Value> Unique(Runtime& runtime, const Value& input) {
   List list;
+  List keys;  // of `list`
   for (const Value& item : LS_TRY(runtime.Items(input))) {
-    LS_TRY(runtime.Step(list.size()));
-    const Value key = LS_TRY(SortKey(runtime, item, nullptr, false));
+    Value key = LS_TRY(SortKey(runtime, item, nullptr, false));
     bool known = false;
-    for (const Value& other : list) {
-      known = known || Equal(LS_TRY(SortKey(runtime, other, nullptr, false)), key);
+    for (size_t i = 0; i < keys.size() && !known; ++i) {
+      known = LS_TRY(runtime.Equal(keys[i], key));
     }
-    if (!known) list.push_back(item);
+    if (known) continue;
+    list.push_back(item);
+    keys.push_back(std::move(key));
   }
-  return MakeList(std::move(list));
+  return runtime.NewList(std::move(list));
 }
 
 Result<Value> Reverse(Runtime& runtime, const Value& input) {
   List items = LS_TRY(runtime.Items(input));
   std::reverse(items.begin(), items.end());
-  if (!input.is_string()) return MakeList(std::move(items));
+  if (!input.is_string()) return runtime.NewList(std::move(items));
   Str text;
   for (const Value& item : items) text.Append(item.str());
   return runtime.NewString(std::move(text));
 }
 
-Result<Value> ToInt(const Value& input, const Arguments& arguments) {
+Result<Value> ToInt(Runtime& runtime, const Value& input, const Arguments& arguments) {
   const Value* otherwise = arguments.Find(0, "default");
   const Value fallback = otherwise == nullptr ? MakeInt(0) : *otherwise;
   if (input.is_integral()) return MakeInt(input.integral());
@@ -232,7 +271,7 @@ Result<Value> ToInt(const Value& input, const Arguments& arguments) {
   if (input.is_float()) {
     number = input.number();
   } else if (input.is_string()) {
-    const Str text = Strip(input.str(), nullptr, Side::kBoth);
+    const Str text = LS_TRY(Strip(runtime, input.str(), nullptr, Side::kBoth));
     const char* begin = text.text.data() + (text.text.starts_with('+') ? 1 : 0);
     const char* end = text.text.data() + text.text.size();
     int64_t integer = 0;
@@ -247,12 +286,12 @@ Result<Value> ToInt(const Value& input, const Arguments& arguments) {
   return MakeInt(static_cast<int64_t>(number));
 }
 
-Result<Value> ToFloat(const Value& input, const Arguments& arguments) {
+Result<Value> ToFloat(Runtime& runtime, const Value& input, const Arguments& arguments) {
   const Value* otherwise = arguments.Find(0, "default");
   const Value fallback = otherwise == nullptr ? Value{0.0} : *otherwise;
   if (input.is_number()) return Value{input.number()};
   if (!input.is_string()) return fallback;
-  const Str text = Strip(input.str(), nullptr, Side::kBoth);
+  const Str text = LS_TRY(Strip(runtime, input.str(), nullptr, Side::kBoth));
   double number = 0;
   const char* end = text.text.data() + text.text.size();
   const auto read = std::from_chars(text.text.data(), end, number);
@@ -261,12 +300,16 @@ Result<Value> ToFloat(const Value& input, const Arguments& arguments) {
 
 Result<Value> Round(Runtime& runtime, const Value& input, const Arguments& arguments) {
   if (!input.is_number() || !arguments.keywords.empty() || arguments.positional.size() > 1) {
-    return runtime.Error("round of no number, or with a method");
+    return runtime.Error(
+        StrCat("round of ", TypeName(input), " with ",
+               arguments.positional.size() + arguments.keywords.size(), " arguments"),
+        "a number and at most the number of digits");
   }
   const Value* digits = arguments.Find(0, "precision");
   const int64_t precision = digits == nullptr ? 0 : LS_TRY(runtime.Integer(*digits, "precision"));
-  if (precision < 0 || precision > 15)
-    return runtime.Error("round to fewer than 0 or over 15 digits");
+  if (precision < 0 || precision > 15) {
+    return runtime.Error(StrCat("round to ", precision, " digits"), "0 to 15");
+  }
   const double scale = std::pow(10.0, static_cast<double>(precision));
   return Value{std::nearbyint(input.number() * scale) / scale};
 }
@@ -289,7 +332,7 @@ Result<Value> Sum(Runtime& runtime, const Value& input, const Arguments& argumen
   bool all_integers = true;
   for (const Value& item : LS_TRY(runtime.Items(input))) {
     const Value value = path == nullptr ? item : LS_TRY(AtPath(runtime, item, *path));
-    if (!value.is_number()) return runtime.Error(StrCat("sum of ", TypeName(value)));
+    if (!value.is_number()) return runtime.Error(StrCat("sum of ", TypeName(value)), "numbers");
     total += value.number();
     all_integers = all_integers && value.is_integral() &&
                    !__builtin_add_overflow(integer_total, value.integral(), &integer_total);
@@ -312,23 +355,29 @@ Result<Value> TextFilter(Runtime& runtime,
                          const Value& input,
                          const Arguments& arguments) {
   Str text = LS_TRY(runtime.Text(input));
-  if (name == "upper") return runtime.NewString(ChangeCase(text, Case::kUpper));
-  if (name == "lower") return runtime.NewString(ChangeCase(text, Case::kLower));
-  if (name == "title") return runtime.NewString(ChangeCase(text, Case::kTitleWords));
-  if (name == "capitalize") return runtime.NewString(ChangeCase(text, Case::kCapitalize));
+  if (name == "upper") return runtime.NewString(LS_TRY(ChangeCase(runtime, text, Case::kUpper)));
+  if (name == "lower") return runtime.NewString(LS_TRY(ChangeCase(runtime, text, Case::kLower)));
+  if (name == "title")
+    return runtime.NewString(LS_TRY(ChangeCase(runtime, text, Case::kTitleWords)));
+  if (name == "capitalize")
+    return runtime.NewString(LS_TRY(ChangeCase(runtime, text, Case::kCapitalize)));
   if (name == "string" || name == "safe") return MakeString(std::move(text));
   if (name == "trim") {
     const Value* characters = arguments.Find(0, "chars");
     if (characters != nullptr && !characters->is_string() && !characters->is_none()) {
-      return runtime.Error("trim by no string");
+      return runtime.Error(StrCat("trim by ", TypeName(*characters)), "a string");
     }
     const bool given = characters != nullptr && characters->is_string();
-    return runtime.NewString(Strip(text, given ? &characters->str() : nullptr, Side::kBoth));
+    return runtime.NewString(
+        LS_TRY(Strip(runtime, text, given ? &characters->str() : nullptr, Side::kBoth)));
   }
   const Value* from = arguments.Find(0, "old");
   const Value* to = arguments.Find(1, "new");
   const Value* count = arguments.Find(2, "count");
-  if (from == nullptr || to == nullptr) return runtime.Error("replace takes two texts");
+  if (from == nullptr || to == nullptr) {
+    return runtime.Error(StrCat("replace with ", arguments.positional.size(), " arguments"),
+                         "two texts");
+  }
   const bool limited = count != nullptr && !count->is_none();
   const int64_t limit = limited ? LS_TRY(runtime.Integer(*count, "count")) : -1;
   const Str from_text = LS_TRY(runtime.Text(*from));
@@ -361,7 +410,7 @@ Result<Value> ApplyFilter(Runtime& runtime,
     return otherwise == nullptr ? MakePlain("") : *otherwise;
   }
   if (name == "first" || name == "last") return Ends(runtime, input, name == "first");
-  if (name == "list") return MakeList(LS_TRY(runtime.Items(input)));
+  if (name == "list") return runtime.NewList(LS_TRY(runtime.Items(input)));
   if (name == "map") return Map(runtime, input, arguments);
   if (name == "select") return Select(runtime, input, arguments, false, true);
   if (name == "reject") return Select(runtime, input, arguments, false, false);
@@ -377,8 +426,8 @@ Result<Value> ApplyFilter(Runtime& runtime,
   if (name == "sort") return Sort(runtime, input, arguments);
   if (name == "unique" && arguments.positional.empty()) return Unique(runtime, input);
   if (name == "reverse") return Reverse(runtime, input);
-  if (name == "int") return ToInt(input, arguments);
-  if (name == "float") return ToFloat(input, arguments);
+  if (name == "int") return ToInt(runtime, input, arguments);
+  if (name == "float") return ToFloat(runtime, input, arguments);
   if (name == "abs" && input.is_float()) return Value{std::fabs(input.number())};
   if (name == "abs" && input.is_integral() && input.integral() != INT64_MIN) {
     return MakeInt(std::abs(input.integral()));
@@ -387,7 +436,11 @@ Result<Value> ApplyFilter(Runtime& runtime,
   if (name == "min" || name == "max") return Extreme(runtime, input, name == "max");
   if (name == "sum") return Sum(runtime, input, arguments);
   if (name == "escape" || name == "e") return Escape(runtime, input);
-  return runtime.Error(StrCat("filter '", name, "' is not implemented for ", TypeName(input)));
+  return runtime.Error(StrCat("filter '", Shown(name), "' with ",
+                              arguments.positional.size() + arguments.keywords.size(),
+                              " arguments is not implemented for ", TypeName(input)),
+                       "a filter of Jinja2 that this engine knows",
+                       "write the template without it");
 }
 
 }  // namespace lserve::jinja

@@ -3,6 +3,7 @@
 
 #include "base/strings.h"
 #include "tokenizer/jinja/runtime.h"
+#include "tokenizer/json_fields.h"
 
 namespace lserve::jinja {
 namespace {
@@ -10,6 +11,7 @@ namespace {
 constexpr std::string_view kFunctions[] = {"raise_exception", "strftime_now", "range", "namespace",
                                            "dict"};
 constexpr int64_t kMaxRange = 100'000;  // as Jinja's sandbox
+constexpr size_t kMaxDateFormatBytes = 1000;
 
 // Days since 1970-01-01 of a date in the proleptic Gregorian calendar; years begin in March, so
 // that the leap day is the last.
@@ -84,12 +86,19 @@ std::optional<std::string> FormatDate(const ChatDate& date, char directive, bool
 Result<Value> StrftimeNow(Runtime& runtime, const Arguments& arguments) {
   const Value* format = arguments.Find(0, "format");
   if (format == nullptr || !format->is_string()) {
-    return runtime.Error("strftime_now takes a format");
+    return runtime.Error(
+        StrCat("strftime_now of ", format == nullptr ? "nothing" : TypeName(*format)),
+        "a format such as '%Y-%m-%d'");
   }
   if (!runtime.date().has_value()) {
-    return runtime.Error("the template asks for the date and none was given; pin one");
+    return runtime.Error("the template asks for the date and none was given",
+                         "a date with the messages", "pin one");
   }
   const std::string& in = format->str().text;
+  if (in.size() > kMaxDateFormatBytes) {
+    return runtime.Error(StrCat("strftime_now with a format of ", in.size(), " bytes"),
+                         StrCat("at most ", kMaxDateFormatBytes));
+  }
   std::string out;
   for (size_t i = 0; i < in.size(); ++i) {
     if (in[i] != '%') {
@@ -99,7 +108,10 @@ Result<Value> StrftimeNow(Runtime& runtime, const Arguments& arguments) {
     const bool unpadded = i + 1 < in.size() && in[i + 1] == '-';
     i += unpadded ? 2 : 1;
     const auto text = i < in.size() ? FormatDate(*runtime.date(), in[i], unpadded) : std::nullopt;
-    if (!text.has_value()) return runtime.Error("strftime_now with an unknown % directive");
+    if (!text.has_value()) {
+      return runtime.Error(StrCat("strftime_now with the format '", Shown(in), "'"),
+                           "the directives %Y %y %m %d %H %I %M %S %p %j %B %b %A %a %F %T %%");
+    }
     out += *text;
   }
   return runtime.NewPlain(std::move(out));
@@ -107,7 +119,9 @@ Result<Value> StrftimeNow(Runtime& runtime, const Arguments& arguments) {
 
 Result<Value> Range(Runtime& runtime, const Arguments& arguments) {
   const size_t count = arguments.positional.size();
-  if (count == 0 || count > 3) return runtime.Error("range takes one to three integers");
+  if (count == 0 || count > 3) {
+    return runtime.Error(StrCat("range with ", count, " arguments"), "one to three integers");
+  }
   std::array<int64_t, 3> bounds{};
   for (size_t i = 0; i < count; ++i) {
     bounds[i] = LS_TRY(runtime.Integer(arguments.positional[i], "range bound"));
@@ -115,11 +129,12 @@ Result<Value> Range(Runtime& runtime, const Arguments& arguments) {
   const int64_t begin = count == 1 ? 0 : bounds[0];
   const int64_t end = count == 1 ? bounds[0] : bounds[1];
   const int64_t step = count == 3 ? bounds[2] : 1;
-  if (step == 0) return runtime.Error("range step is 0");
+  if (step == 0) return runtime.Error("range step is 0", "another integer");
   List list;
   for (int64_t i = begin; step > 0 ? i < end : i > end;) {
     if (static_cast<int64_t>(list.size()) >= kMaxRange) {
-      return runtime.Error(StrCat("range of more than ", kMaxRange, " values"));
+      return runtime.Error(StrCat("range of more than ", kMaxRange, " values"),
+                           StrCat("at most ", kMaxRange));
     }
     list.push_back(MakeInt(i));
     if (__builtin_add_overflow(i, step, &i)) break;
@@ -131,11 +146,20 @@ Result<Dict> Members(Runtime& runtime, const Arguments& arguments) {
   Dict members;
   if (arguments.positional.size() > 1 ||
       (!arguments.positional.empty() && !arguments.positional[0].is_dict())) {
-    return runtime.Error("namespace and dict take one mapping or keywords");
+    return runtime.Error(StrCat("namespace or dict of ", arguments.positional.size(),
+                                " arguments, the first ", TypeName(arguments.positional[0])),
+                         "one mapping or keywords");
   }
-  if (!arguments.positional.empty()) members = arguments.positional[0].dict();
+  if (!arguments.positional.empty()) {
+    const Dict& given = arguments.positional[0].dict();
+    LS_TRY(runtime.Step(given.size()));
+    for (const auto& member : given) {
+      LS_TRY(runtime.Charge(member.first.text.size()));
+      members.push_back(member);
+    }
+  }
   for (const auto& [name, value] : arguments.keywords) {
-    members.emplace_back(Str{name, {}}, value);
+    LS_TRY(runtime.SetMember(members, Str{name, {}}, value));
   }
   return members;
 }
@@ -153,12 +177,13 @@ Result<Value> CallFunction(Runtime& runtime, std::string_view name, const Argume
   if (name == "strftime_now") return StrftimeNow(runtime, arguments);
   if (name == "range") return Range(runtime, arguments);
   if (name == "namespace") {
-    return Value{std::make_shared<Namespace>(Namespace{LS_TRY(Members(runtime, arguments))})};
+    return runtime.NewNamespace(LS_TRY(Members(runtime, arguments)));
   }
-  if (name == "dict") return MakeDict(LS_TRY(Members(runtime, arguments)));
+  if (name == "dict") return runtime.NewDict(LS_TRY(Members(runtime, arguments)));
   const Value* message = arguments.Find(0, "message");
   const Str text = message == nullptr ? Str{} : LS_TRY(runtime.Text(*message));
-  return runtime.Error(StrCat("the template refuses these messages: ", text.text));
+  return runtime.Error(StrCat("the template refuses these messages: ", text.text),
+                       "messages that it accepts", "correct the messages");
 }
 
 }  // namespace lserve::jinja

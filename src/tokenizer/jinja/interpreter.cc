@@ -20,7 +20,7 @@ class Interpreter {
       : runtime_(limits, date), scope_(std::make_shared<Scope>()) {}
 
   Result<RenderedPrompt> Run(const Template& source, const Dict& variables) {
-    for (const auto& [name, value] : variables) SetName(name.text, value);
+    for (const auto& [name, value] : variables) LS_TRY(SetName(name.text, value));
     const ScopePointer global = scope_;
     scope_ = std::make_shared<Scope>(Scope{global, {}});
     Str out;
@@ -29,7 +29,7 @@ class Interpreter {
   }
 
  private:
-  // Macro calls nest the native stack: about a dozen frames per level.
+  // Counts what nests on the native stack while in scope.
   class Nesting {
    public:
     explicit Nesting(int& depth) : depth_(depth) { ++depth_; }
@@ -57,37 +57,50 @@ class Interpreter {
     ScopePointer saved_;
   };
 
-  void SetName(std::string_view name, Value value) {
+  // The parser bounds how deep one body nests; macros that call each other multiply that.
+  Status CheckNesting() const {
+    if (nesting_ <= kMaxNesting) return {};
+    return runtime_.Error(StrCat("macros nest expressions deeper than ", kMaxNesting, " levels"),
+                          "fewer", "simplify the template");
+  }
+
+  Status SetName(std::string_view name, Value value) {
+    LS_TRY(runtime_.Step(scope_->names.size() / 8));
     for (auto& [known, slot] : scope_->names) {
       if (known == name) {
         slot = std::move(value);
-        return;
+        return {};
       }
     }
     scope_->names.emplace_back(name, std::move(value));
+    return {};
   }
 
-  Value GetName(const std::string& name) const {
+  Result<Value> GetName(const std::string& name) {
     for (const Scope* scope = scope_.get(); scope != nullptr; scope = scope->parent.get()) {
+      LS_TRY(runtime_.Step(scope->names.size() / 8));
       for (const auto& [known, value] : scope->names) {
         if (known == name) return value;
       }
     }
     if (IsFunction(name)) {
-      return {std::make_shared<const Callable>(Callable{name, {}, nullptr, {}})};
+      return Value{std::make_shared<const Callable>(Callable{name, {}, nullptr, {}})};
     }
-    return {Undefined{name}};
+    return Value{Undefined{name}};
   }
 
   Status Emit(Str& out, const Str& text) {
     LS_TRY(runtime_.Charge(text.text.size()));
     out.Append(text);
     if (out.text.size() <= runtime_.limits().max_output_bytes) return {};
-    return runtime_.Error(StrCat("output is longer than ", runtime_.limits().max_output_bytes,
-                                 " bytes; shorten the messages"));
+    return runtime_.Error(
+        StrCat("output of more than ", out.text.size() - text.text.size(), " bytes"),
+        StrCat("at most ", runtime_.limits().max_output_bytes), "shorten the messages");
   }
 
   Result<Flow> RunBody(const Body& body, Str& out) {
+    const Nesting nesting(nesting_);
+    LS_TRY(CheckNesting());
     for (const auto& stmt : body) {
       runtime_.set_line(stmt->line);
       LS_TRY(runtime_.Step());
@@ -127,7 +140,7 @@ class Interpreter {
         LS_TRY(RunSetBody(stmt));
         return Flow::kNext;
       case StmtKind::kMacro:
-        SetName(stmt.text, MakeMacro(stmt, stmt.text));
+        LS_TRY(SetName(stmt.text, MakeMacro(stmt, stmt.text)));
         return Flow::kNext;
       case StmtKind::kCallBody: {
         const Value caller = MakeMacro(stmt, "caller");
@@ -160,15 +173,15 @@ class Interpreter {
 
   Status Assign(const std::vector<std::string>& names, const Value& value) {
     if (names.size() == 1) {
-      SetName(names[0], value);
-      return {};
+      return SetName(names[0], value);
     }
     const List items = LS_TRY(runtime_.Items(value));
     if (items.size() != names.size()) {
       return runtime_.Error(
-          StrCat("unpacks ", items.size(), " values into ", names.size(), " names"));
+          StrCat("unpacks ", items.size(), " values into ", names.size(), " names"),
+          "as many names as values");
     }
-    for (size_t i = 0; i < names.size(); ++i) SetName(names[i], items[i]);
+    for (size_t i = 0; i < names.size(); ++i) LS_TRY(SetName(names[i], items[i]));
     return {};
   }
 
@@ -182,20 +195,12 @@ class Interpreter {
 
   Status SetMember(const std::string& target, const Value& value) {
     const size_t dot = target.find('.');
-    const Value object = GetName(target.substr(0, dot));
+    const Value object = LS_TRY(GetName(target.substr(0, dot)));
     if (!object.is_namespace()) {
-      return runtime_.Error(
-          StrCat("can not set ", target, " of ", TypeName(object), "; expected a namespace"));
+      return runtime_.Error(StrCat("can not set ", target, " of ", TypeName(object)),
+                            "a namespace");
     }
-    const std::string name = target.substr(dot + 1);
-    for (auto& [known, slot] : object.ns().members) {
-      if (known.text == name) {
-        slot = value;
-        return {};
-      }
-    }
-    object.ns().members.emplace_back(Str{name, {}}, value);
-    return {};
+    return runtime_.SetMember(object.ns().members, Str{target.substr(dot + 1), {}}, value);
   }
 
   Result<Value> RunFiltered(const Stmt& stmt) {
@@ -212,14 +217,13 @@ class Interpreter {
   Status RunSetBody(const Stmt& stmt) {
     const Value value = LS_TRY(RunFiltered(stmt));
     if (stmt.names[0].find('.') != std::string::npos) return SetMember(stmt.names[0], value);
-    SetName(stmt.names[0], value);
-    return {};
+    return SetName(stmt.names[0], value);
   }
 
   // The items that pass the loop's condition.
   Result<List> LoopItems(const Stmt& stmt) {
     const Value value = LS_TRY(Eval(*stmt.exprs[0]));
-    const List all = LS_TRY(runtime_.Items(value));
+    List all = LS_TRY(runtime_.Items(value));
     if (stmt.exprs[1] == nullptr) return all;
     List items;
     for (const Value& item : all) {
@@ -230,7 +234,7 @@ class Interpreter {
     return items;
   }
 
-  Value LoopVariable(const List& items, size_t i) {
+  Result<Value> LoopVariable(const List& items, size_t i) {
     const int64_t size = static_cast<int64_t>(items.size());
     const int64_t index = static_cast<int64_t>(i);
     Dict loop;
@@ -250,7 +254,7 @@ class Interpreter {
     add("nextitem", i + 1 < items.size() ? items[i + 1] : Value{Undefined{"nextitem"}});
     add("cycle",
         {std::make_shared<const Callable>(Callable{"loop.cycle", MakeInt(index), nullptr, {}})});
-    return MakeDict(std::move(loop));
+    return runtime_.NewDict(std::move(loop));
   }
 
   Result<Flow> RunFor(const Stmt& stmt, Str& out) {
@@ -262,7 +266,7 @@ class Interpreter {
     for (size_t i = 0; i < items.size(); ++i) {
       LS_TRY(runtime_.Step());
       const InScope scope(*this, scope_);
-      SetName("loop", LoopVariable(items, i));
+      LS_TRY(SetName("loop", LS_TRY(LoopVariable(items, i))));
       LS_TRY(Assign(stmt.names, items[i]));
       if (LS_TRY(RunBody(stmt.bodies[0], out)) == Flow::kBreak) break;
     }
@@ -272,6 +276,8 @@ class Interpreter {
   // ---- expressions ----
 
   Result<Value> Eval(const Expr& expr) {
+    const Nesting nesting(nesting_);
+    LS_TRY(CheckNesting());
     LS_TRY(runtime_.Step());
     runtime_.set_line(expr.line);
     switch (expr.kind) {
@@ -282,7 +288,7 @@ class Interpreter {
       case ExprKind::kList: {
         List list;
         for (const auto& kid : expr.kids) list.push_back(LS_TRY(Eval(*kid)));
-        return MakeList(std::move(list));
+        return runtime_.NewList(std::move(list));
       }
       case ExprKind::kDict:
         return EvalDict(expr);
@@ -337,19 +343,11 @@ class Interpreter {
     for (size_t i = 0; i < expr.kids.size(); i += 2) {
       const Value key = LS_TRY(Eval(*expr.kids[i]));
       if (!key.is_string()) {
-        return runtime_.Error(StrCat("mapping key is ", TypeName(key), "; expected a string"));
+        return runtime_.Error(StrCat("mapping key is ", TypeName(key)), "a string");
       }
-      Value value = LS_TRY(Eval(*expr.kids[i + 1]));
-      const auto known = std::find_if(dict.begin(), dict.end(), [&](const auto& member) {
-        return member.first.text == key.str().text;
-      });
-      if (known != dict.end()) {
-        known->second = std::move(value);
-      } else {
-        dict.emplace_back(key.str(), std::move(value));
-      }
+      LS_TRY(runtime_.SetMember(dict, key.str(), LS_TRY(Eval(*expr.kids[i + 1]))));
     }
-    return MakeDict(std::move(dict));
+    return runtime_.NewDict(std::move(dict));
   }
 
   Result<Arguments> EvalArguments(const Expr& expr) {
@@ -366,6 +364,8 @@ class Interpreter {
 
   // `tag_text`: what the innermost filter of a set or filter tag gets.
   Result<Value> EvalFilter(const Expr& expr, const Value* tag_text) {
+    const Nesting nesting(nesting_);
+    LS_TRY(CheckNesting());
     LS_TRY(runtime_.Step());
     Value input;
     if (expr.kids[0] == nullptr) {
@@ -385,12 +385,17 @@ class Interpreter {
     if (!callee.is_callable()) {
       const std::string name =
           callee.is_undefined() ? std::get<Undefined>(callee.data).name : TypeName(callee);
-      return runtime_.Error(StrCat("'", name, "' is no function this engine knows"));
+      return runtime_.Error(StrCat("'", name, "' is no function this engine knows"),
+                            "a macro, a method or range, namespace, dict, raise_exception or "
+                            "strftime_now",
+                            "write the template without it");
     }
     const Callable& function = callee.callable();
     if (function.macro != nullptr) return CallMacro(function, arguments, caller);
     if (function.name == "loop.cycle") {
-      if (arguments.positional.empty()) return runtime_.Error("loop.cycle without values");
+      if (arguments.positional.empty()) {
+        return runtime_.Error("loop.cycle without values", "at least one");
+      }
       const size_t index = static_cast<size_t>(function.self.integral());
       return arguments.positional[index % arguments.positional.size()];
     }
@@ -405,36 +410,41 @@ class Interpreter {
                           const Value* caller) {
     const Nesting nesting(macro_depth_);
     if (macro_depth_ > kMaxMacroDepth) {
-      return runtime_.Error(StrCat("macros call each other deeper than ", kMaxMacroDepth));
+      return runtime_.Error(
+          StrCat("macros call each other deeper than ", kMaxMacroDepth, " levels"), "fewer",
+          "simplify the template");
     }
     const Stmt& macro = *function.macro;
     // The call tag keeps its call in exprs[0], before the defaults.
     const size_t first_default = macro.kind == StmtKind::kCallBody ? 1 : 0;
     if (arguments.positional.size() > macro.names.size()) {
       return runtime_.Error(StrCat("macro '", function.name, "' takes ", macro.names.size(),
-                                   " arguments, got ", arguments.positional.size()));
+                                   " arguments and is called with ", arguments.positional.size()),
+                            "as many as it takes");
     }
     for (const auto& [name, value] : arguments.keywords) {
       if (std::find(macro.names.begin(), macro.names.end(), name) == macro.names.end()) {
-        return runtime_.Error(StrCat("macro '", function.name, "' has no argument '", name, "'"));
+        return runtime_.Error(StrCat("macro '", function.name, "' has no argument '", name, "'"),
+                              "one that it has");
       }
     }
     ScopePointer defined_in = function.scope.lock();
     if (defined_in == nullptr) {
-      return runtime_.Error(StrCat("macro '", function.name, "' has outlived its loop"));
+      return runtime_.Error(StrCat("macro '", function.name, "' has outlived its loop"),
+                            "a call where it was defined");
     }
     const InScope scope(*this, std::move(defined_in));
     for (size_t i = 0; i < macro.names.size(); ++i) {
       const Expr* otherwise = macro.exprs[first_default + i].get();
       if (const Value* given = arguments.Find(i, macro.names[i])) {
-        SetName(macro.names[i], *given);
+        LS_TRY(SetName(macro.names[i], *given));
       } else if (otherwise != nullptr) {
-        SetName(macro.names[i], LS_TRY(Eval(*otherwise)));
+        LS_TRY(SetName(macro.names[i], LS_TRY(Eval(*otherwise))));
       } else {
-        SetName(macro.names[i], Value{Undefined{macro.names[i]}});
+        LS_TRY(SetName(macro.names[i], Value{Undefined{macro.names[i]}}));
       }
     }
-    if (caller != nullptr) SetName("caller", *caller);
+    if (caller != nullptr) LS_TRY(SetName("caller", *caller));
     Str out;
     LS_TRY(RunBody(macro.bodies[0], out));
     return MakeString(std::move(out));
@@ -453,18 +463,18 @@ class Interpreter {
   Result<Value> EvalSlice(const Expr& expr) {
     const Value object = LS_TRY(Eval(*expr.kids[0]));
     if (!object.is_list() && !object.is_string()) {
-      return runtime_.Error(StrCat("slice of ", TypeName(object), "; expected a list or string"));
+      return runtime_.Error(StrCat("slice of ", TypeName(object)), "a list or string");
     }
     int64_t step = 1;
     if (expr.kids[3] != nullptr) {
       const Value value = LS_TRY(Eval(*expr.kids[3]));
       if (!value.is_none()) step = LS_TRY(runtime_.Integer(value, "slice step"));
     }
-    if (step == 0) return runtime_.Error("slice step is 0");
+    if (step == 0) return runtime_.Error("slice step is 0", "another integer");
     std::vector<size_t> offsets;  // strings: where each character starts, and the end
     if (object.is_string()) {
       const std::string& text = object.str().text;
-      LS_TRY(runtime_.Charge(text.size()));
+      LS_TRY(runtime_.Scan(text.size()));
       for (size_t at = 0; at < text.size(); at += DecodeAt(text, at).bytes) offsets.push_back(at);
       offsets.push_back(text.size());
     }
@@ -492,7 +502,8 @@ class Interpreter {
         text.Append(object.str().Sub(offsets[index], offsets[index + 1]));
       }
     }
-    return object.is_list() ? MakeList(std::move(list)) : runtime_.NewString(std::move(text));
+    return object.is_list() ? runtime_.NewList(std::move(list))
+                            : runtime_.NewString(std::move(text));
   }
 
   Result<Value> EvalCompare(const Expr& expr) {
@@ -507,8 +518,8 @@ class Interpreter {
   }
 
   Result<bool> CompareOnce(const Value& left, std::string_view op, const Value& right) {
-    if (op == "==") return Equal(left, right);
-    if (op == "!=") return !Equal(left, right);
+    if (op == "==") return runtime_.Equal(left, right);
+    if (op == "!=") return !LS_TRY(runtime_.Equal(left, right));
     if (op == "in") return runtime_.Contains(right, left);
     if (op == "not in") return !LS_TRY(runtime_.Contains(right, left));
     const int order = LS_TRY(runtime_.Order(left, right));
@@ -530,7 +541,7 @@ class Interpreter {
   Result<Value> EvalSign(const Expr& expr) {
     const Value value = LS_TRY(Eval(*expr.kids[0]));
     if (!value.is_number()) {
-      return runtime_.Error(StrCat("sign before ", TypeName(value), "; expected a number"));
+      return runtime_.Error(StrCat("sign before ", TypeName(value)), "a number");
     }
     const bool negate = expr.kind == ExprKind::kNegate;
     if (value.is_float()) return Value{negate ? -value.number() : value.number()};
@@ -540,7 +551,9 @@ class Interpreter {
     return MakeInt(result);
   }
 
-  Status Overflow() const { return runtime_.Error("integer beyond 64 bits"); }
+  Status Overflow() const {
+    return runtime_.Error("integer beyond 64 bits", "a smaller one, or a float");
+  }
 
   Result<Value> EvalBinary(const Expr& expr) {
     const Value left = LS_TRY(Eval(*expr.kids[0]));
@@ -551,9 +564,11 @@ class Interpreter {
       LS_TRY(runtime_.Charge(left.str().text.size() + right.str().text.size()));
       Str text = left.str();
       text.Append(right.str());
+      LS_TRY(runtime_.Work(text.user.size() * sizeof(ByteRange)));
       return MakeString(std::move(text));
     }
     if (op == "+" && left.is_list() && right.is_list()) {
+      LS_TRY(runtime_.Step(left.list().size() + right.list().size()));
       List list = left.list();
       list.insert(list.end(), right.list().begin(), right.list().end());
       return runtime_.NewList(std::move(list));
@@ -570,7 +585,8 @@ class Interpreter {
       if (!value.is_undefined()) return TypeName(value);
       return StrCat("'", std::get<Undefined>(value.data).name, "', which is undefined");
     };
-    return runtime_.Error(StrCat("can not do ", describe(left), " ", op, " ", describe(right)));
+    return runtime_.Error(StrCat("can not do ", describe(left), " ", op, " ", describe(right)),
+                          "numbers, or two strings or lists to add");
   }
 
   Result<Value> Repeat(const Value& text, const Value& times) {
@@ -578,8 +594,8 @@ class Interpreter {
     const size_t size = text.str().text.size();
     const size_t limit = runtime_.limits().max_output_bytes;
     if (size > 0 && static_cast<size_t>(count) > limit / size) {
-      return runtime_.Error(StrCat("a text of ", size, " bytes repeated ", count,
-                                   " times; expected at most ", limit, " bytes"));
+      return runtime_.Error(StrCat("a text of ", size, " bytes repeated ", count, " times"),
+                            StrCat("at most ", limit, " bytes"), "simplify the template");
     }
     Str out;
     if (size > 0) {
@@ -604,7 +620,7 @@ class Interpreter {
         if (__builtin_mul_overflow(result, a, &result)) return Overflow();
       }
     } else {
-      if (b == 0) return runtime_.Error("division by zero");
+      if (b == 0) return DivisionByZero();
       if (op == "/") return Value{static_cast<double>(a) / static_cast<double>(b)};
       if (b == -1) return op == "%" ? Result<Value>(MakeInt(0)) : IntegerBinary(0, "-", a);
       // Python rounds the quotient down, so that the rest has the divisor's sign.
@@ -619,17 +635,25 @@ class Interpreter {
     if (op == "-") return Value{a - b};
     if (op == "*") return Value{a * b};
     if (op == "**") return Value{std::pow(a, b)};
-    if (b == 0.0) return runtime_.Error("division by zero");
+    if (b == 0.0) return DivisionByZero();
     if (op == "/") return Value{a / b};
     if (op == "//") return Value{std::floor(a / b)};
     return Value{a - b * std::floor(a / b)};
   }
 
+  Status DivisionByZero() const {
+    return runtime_.Error("division by zero", "a divisor other than 0");
+  }
+
   static constexpr int kMaxMacroDepth = 50;
+  // Of a thread's 8 MB of stack, 1000 levels take less than 0.5 MB in a release build and less than
+  // 7 MB with the address sanitizer (measured with ulimit -s).
+  static constexpr int kMaxNesting = 1000;
 
   Runtime runtime_;
   ScopePointer scope_;
   int macro_depth_ = 0;
+  int nesting_ = 0;
 };
 
 }  // namespace

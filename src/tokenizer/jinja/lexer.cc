@@ -10,6 +10,7 @@ namespace lserve::jinja {
 namespace {
 
 constexpr size_t kMaxTokens = size_t{1} << 20;
+constexpr size_t kMaxNameBytes = 256;  // names are compared and copied at every use
 
 bool IsSpace(char c) {
   return c == ' ' || (c >= '\t' && c <= '\r');
@@ -61,13 +62,18 @@ class Lexer {
       } else {
         LS_TRY(Tag(kind));
       }
-      if (tokens_.size() > kMaxTokens) return TemplateError(line_, "too many tokens");
+      if (tokens_.size() > kMaxTokens) return TooManyTokens();
     }
     Add(TokenKind::kEnd, "");
     return std::move(tokens_);
   }
 
  private:
+  Status TooManyTokens() const {
+    return TemplateError(line_, StrCat("more than ", kMaxTokens, " tokens"), "fewer",
+                         "simplify the template");
+  }
+
   size_t FindOpen(size_t from) const {
     for (size_t i = from; i + 1 < in_.size(); ++i) {
       if (in_[i] == '{' && (in_[i + 1] == '%' || in_[i + 1] == '{' || in_[i + 1] == '#')) return i;
@@ -115,7 +121,8 @@ class Lexer {
 
   Status Comment() {
     const size_t close = in_.find("#}", at_);
-    if (close == std::string_view::npos) return TemplateError(line_, "comment without #}");
+    if (close == std::string_view::npos)
+      return TemplateError(line_, "comment without #}", "#} behind {#");
     const char sign = close > at_ ? in_[close - 1] : '\0';
     CountLines(at_, close);
     at_ = close + 2;
@@ -159,7 +166,7 @@ class Lexer {
       TrimAfter(minus, true);
       return {};
     }
-    return TemplateError(line_, "raw without endraw");
+    return TemplateError(line_, "raw without endraw", "{% endraw %}");
   }
 
   Status Tag(char kind) {
@@ -172,7 +179,8 @@ class Lexer {
         if (in_[at_] == '\n') ++line_;
         ++at_;
       }
-      if (at_ >= in_.size()) return TemplateError(line_, StrCat("tag without ", close));
+      if (at_ >= in_.size())
+        return TemplateError(line_, StrCat("tag without ", close), StrCat(close, " at its end"));
       const char sign = in_[at_];
       const bool signed_close =
           (sign == '-' || (sign == '+' && !print)) && in_.substr(at_ + 1, 2) == close;
@@ -184,7 +192,7 @@ class Lexer {
         return {};
       }
       LS_TRY(Inner(open_brackets));
-      if (tokens_.size() > kMaxTokens) return TemplateError(line_, "too many tokens");
+      if (tokens_.size() > kMaxTokens) return TooManyTokens();
     }
   }
 
@@ -193,6 +201,10 @@ class Lexer {
     if (IsNameStart(c)) {
       size_t end = at_;
       while (end < in_.size() && (IsNameStart(in_[end]) || IsDigit(in_[end]))) ++end;
+      if (end - at_ > kMaxNameBytes) {
+        return TemplateError(line_, StrCat("name of ", end - at_, " bytes"),
+                             StrCat("at most ", kMaxNameBytes));
+      }
       Add(TokenKind::kName, std::string(in_.substr(at_, end - at_)));
       at_ = end;
       return {};
@@ -208,13 +220,16 @@ class Lexer {
       }
     }
     if (std::string_view("+-*/%~<>=()[]{}.,:|").find(c) == std::string_view::npos) {
-      return TemplateError(line_, StrCat("unexpected character '", c, "'"));
+      const size_t size = DecodeAt(in_, at_).bytes;
+      return TemplateError(line_, StrCat("unexpected character '", in_.substr(at_, size), "'"),
+                           "a name, number, string or operator of Jinja2");
     }
     if (c == '(' || c == '[' || c == '{') open_brackets.push_back(c);
     if (c == ')' || c == ']' || c == '}') {
       const char wanted = c == ')' ? '(' : c == ']' ? '[' : '{';
       if (open_brackets.empty() || open_brackets.back() != wanted) {
-        return TemplateError(line_, StrCat("unbalanced '", c, "'"));
+        return TemplateError(line_, StrCat("unbalanced '", c, "'"),
+                             StrCat("a '", wanted, "' before it"));
       }
       open_brackets.pop_back();
     }
@@ -262,7 +277,9 @@ class Lexer {
         LS_TRY(EscapeSequence(i, text));
       }
     }
-    if (i >= in_.size()) return TemplateError(line, "string without its closing quote");
+    if (i >= in_.size()) {
+      return TemplateError(line, "string without its closing quote", StrCat("a ", quote));
+    }
     at_ = i + 1;
     tokens_.push_back({TokenKind::kString, std::move(text), line});
     return {};
@@ -270,7 +287,10 @@ class Lexer {
 
   // Python's escapes; `i` is on the backslash and ends on the last character.
   Status EscapeSequence(size_t& i, std::string& text) {
-    if (i + 1 >= in_.size()) return TemplateError(line_, "string ends in a backslash");
+    if (i + 1 >= in_.size()) {
+      return TemplateError(line_, "string without its closing quote ends in a backslash",
+                           "an escape and a quote");
+    }
     const char c = in_[++i];
     constexpr std::string_view kFrom = "abfnrtv\\'\"";
     constexpr std::string_view kTo = "\a\b\f\n\r\t\v\\'\"";
@@ -284,7 +304,10 @@ class Lexer {
     }
     const size_t num_digits = c == 'x' ? 2 : c == 'u' ? 4 : c == 'U' ? 8 : 0;
     if (num_digits == 0) {
-      if (IsDigit(c) || c == 'N') return TemplateError(line_, StrCat("escape \\", c));
+      if (IsDigit(c) || c == 'N') {
+        return TemplateError(line_, StrCat("escape \\", c, " in a string is not implemented"),
+                             "\\x, \\u, \\U or one letter");
+      }
       text.append({'\\', c});
       return {};
     }
@@ -294,11 +317,15 @@ class Lexer {
       const size_t hex =
           std::string_view("0123456789abcdef")
               .find(static_cast<char>(digit >= 'A' && digit <= 'F' ? digit + 32 : digit));
-      if (hex == std::string_view::npos) return TemplateError(line_, "broken escape in a string");
+      if (hex == std::string_view::npos) {
+        return TemplateError(line_, StrCat("escape \\", c, " in a string is broken"),
+                             StrCat(num_digits, " hexadecimal digits"));
+      }
       value = (value << 4) | static_cast<uint32_t>(hex);
     }
     if (value > 0x10ffff || (value >= 0xd800 && value < 0xe000)) {
-      return TemplateError(line_, "escape that is no character");
+      return TemplateError(line_, StrCat("escape of character number ", value, " in a string"),
+                           "a Unicode character");
     }
     AppendUtf8(value, text);
     return {};
@@ -314,8 +341,23 @@ class Lexer {
 
 }  // namespace
 
-Status TemplateError(int line, std::string_view message) {
-  return Status(Code::kInvalidArgument, StrCat("chat template, line ", line, ": ", message));
+Status TemplateError(int line,
+                     std::string_view what,
+                     std::string_view expected,
+                     std::string_view advice) {
+  // What a template or message says may hold anything: it stays one line of reasonable length.
+  constexpr size_t kMaxWhatBytes = 300;
+  std::string shown;
+  for (size_t i = 0; i < what.size(); ++i) {
+    const unsigned char c = static_cast<unsigned char>(what[i]);
+    if (shown.size() >= kMaxWhatBytes && (c & 0xc0) != 0x80) {
+      shown += "...";
+      break;
+    }
+    shown.push_back(c < 0x20 || c == 0x7f ? ' ' : what[i]);
+  }
+  return Status(Code::kInvalidArgument,
+                StrCat("line ", line, ": ", shown, "; expected ", expected, "; ", advice));
 }
 
 Result<std::vector<Token>> Tokenize(std::string_view source) {

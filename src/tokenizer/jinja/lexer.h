@@ -34,7 +34,10 @@ struct Token {
 // Ends with a kEnd token.
 Result<std::vector<Token>> Tokenize(std::string_view source);
 
-// "chat template, line 7: message"
-Status TemplateError(int line, std::string_view message);
+// "line 7: what; expected x; advice", on one line; ChatTemplate puts the file before it.
+Status TemplateError(int line,
+                     std::string_view what,
+                     std::string_view expected,
+                     std::string_view advice = "correct the template");
 
 }  // namespace lserve::jinja

@@ -3,6 +3,7 @@
 
 #include "base/strings.h"
 #include "tokenizer/jinja/runtime.h"
+#include "tokenizer/json_fields.h"
 #include "tokenizer/unicode.h"
 
 namespace lserve::jinja {
@@ -29,9 +30,9 @@ Result<const Str*> Text(Runtime& runtime,
   const Value* value = arguments.Find(index, name);
   if (value != nullptr && value->is_string()) return &value->str();
   if (!required && (value == nullptr || value->is_none())) return static_cast<const Str*>(nullptr);
-  return runtime.Error(StrCat("argument '", name, "' is ",
-                              value == nullptr ? "missing" : TypeName(*value),
-                              "; expected a string"));
+  return runtime.Error(
+      StrCat("argument '", name, "' is ", value == nullptr ? "missing" : TypeName(*value)),
+      "a string");
 }
 
 Result<int64_t> Count(Runtime& runtime,
@@ -42,14 +43,16 @@ Result<int64_t> Count(Runtime& runtime,
   return value == nullptr ? Result<int64_t>(-1) : runtime.Integer(*value, name);
 }
 
-Value ListOf(const std::vector<Str>& parts) {
+Result<Value> ListOf(Runtime& runtime, std::vector<Str> parts) {
+  // Each is an allocation or two.
+  LS_TRY(runtime.Step(4 * parts.size()));
   List list;
-  for (const Str& part : parts) list.push_back(MakeString(part));
-  return MakeList(std::move(list));
+  for (Str& part : parts) list.push_back(LS_TRY(runtime.NewString(std::move(part))));
+  return runtime.NewList(std::move(list));
 }
 
 // split() without a separator: runs of white space separate, none at the ends.
-std::vector<Str> SplitSpaces(const Str& s, int64_t max_splits) {
+Result<std::vector<Str>> SplitSpaces(Runtime& runtime, const Str& s, int64_t max_splits) {
   std::vector<Str> parts;
   size_t at = 0;
   const auto skip = [&](bool spaces) {
@@ -64,7 +67,8 @@ std::vector<Str> SplitSpaces(const Str& s, int64_t max_splits) {
     if (at == s.text.size()) return parts;
     const size_t begin = at;
     if (max_splits >= 0 && static_cast<int64_t>(parts.size()) >= max_splits) {
-      parts.push_back(Strip(s.Sub(begin, s.text.size()), nullptr, Side::kRight));
+      const Str rest = s.Sub(begin, s.text.size());
+      parts.push_back(LS_TRY(Strip(runtime, rest, nullptr, Side::kRight)));
       return parts;
     }
     skip(false);
@@ -75,7 +79,7 @@ std::vector<Str> SplitSpaces(const Str& s, int64_t max_splits) {
 std::vector<Str> SplitAt(const Str& s, const std::string& separator, int64_t max_splits) {
   std::vector<Str> parts;
   size_t done = 0;
-  for (size_t at; max_splits != 0 && (at = s.text.find(separator, done)) != std::string::npos;
+  for (size_t at; max_splits != 0 && (at = FindText(s.text, separator, done)) != std::string::npos;
        --max_splits) {
     parts.push_back(s.Sub(done, at));
     done = at + separator.size();
@@ -85,14 +89,16 @@ std::vector<Str> SplitAt(const Str& s, const std::string& separator, int64_t max
 }
 
 std::vector<Str> SplitAtFromRight(const Str& s, const std::string& separator, int64_t max_splits) {
+  const std::string text_back(s.text.rbegin(), s.text.rend());
+  const std::string separator_back(separator.rbegin(), separator.rend());
+  const size_t size = s.text.size();
   std::vector<Str> parts;
-  size_t end = s.text.size();
-  while (max_splits != 0 && end >= separator.size()) {
-    const size_t at = s.text.rfind(separator, end - separator.size());
-    if (at == std::string::npos) break;
-    parts.push_back(s.Sub(at + separator.size(), end));
-    end = at;
-    --max_splits;
+  size_t end = size;
+  for (size_t at; max_splits != 0 &&
+                  (at = FindText(text_back, separator_back, size - end)) != std::string::npos;
+       --max_splits) {
+    parts.push_back(s.Sub(size - at, end));
+    end = size - at - separator.size();
   }
   parts.push_back(s.Sub(0, end));
   std::reverse(parts.begin(), parts.end());
@@ -102,31 +108,42 @@ std::vector<Str> SplitAtFromRight(const Str& s, const std::string& separator, in
 Result<Value> Split(Runtime& runtime, const Str& s, const Arguments& arguments, bool from_right) {
   const Str* separator = LS_TRY(Text(runtime, arguments, 0, "sep", false));
   const int64_t max_splits = LS_TRY(Count(runtime, arguments, 1, "maxsplit"));
-  LS_TRY(runtime.Charge(s.text.size()));
+  LS_TRY(runtime.Scan(s.text.size()));
   std::vector<Str> parts;
   if (separator == nullptr) {
-    if (from_right && max_splits >= 0) return runtime.Error("rsplit of white space with a limit");
-    parts = SplitSpaces(s, max_splits);
+    if (from_right && max_splits >= 0) {
+      return runtime.Error("rsplit of white space with a limit is not implemented",
+                           "a separator or no limit");
+    }
+    parts = LS_TRY(SplitSpaces(runtime, s, max_splits));
   } else if (separator->text.empty()) {
-    return runtime.Error("split by an empty text");
+    return runtime.Error("split by an empty text", "a separator of one character or more");
   } else {
+    LS_TRY(runtime.Scan(separator->text.size()));
     parts = from_right ? SplitAtFromRight(s, separator->text, max_splits)
                        : SplitAt(s, separator->text, max_splits);
   }
-  LS_TRY(runtime.Step(parts.size()));
-  return ListOf(parts);
+  return ListOf(runtime, std::move(parts));
 }
 
 // startswith and endswith take a string or a tuple of them.
 Result<Value> HasEnd(Runtime& runtime, const Str& s, const Arguments& arguments, bool at_start) {
   const Value* wanted = arguments.Find(0, "prefix");
   if (wanted == nullptr || arguments.positional.size() != 1) {
-    return runtime.Error("startswith and endswith take one argument here");
+    return runtime.Error(StrCat(at_start ? "startswith" : "endswith", " with ",
+                                arguments.positional.size(), " arguments"),
+                         "one string, or one list of strings");
   }
-  const List options = wanted->is_list() ? wanted->list() : List{*wanted};
+  const List single{*wanted};
+  const List& options = wanted->is_list() ? wanted->list() : single;
   bool found = false;
   for (const Value& option : options) {
-    if (!option.is_string()) return runtime.Error("startswith of something that is no string");
+    if (!option.is_string()) {
+      return runtime.Error(StrCat(at_start ? "startswith" : "endswith", " of ", TypeName(option)),
+                           "a string");
+    }
+    LS_TRY(runtime.Step());
+    LS_TRY(runtime.Work(std::min(s.text.size(), option.str().text.size())));
     found = found || (at_start ? s.text.starts_with(option.str().text)
                                : s.text.ends_with(option.str().text));
   }
@@ -138,33 +155,44 @@ Result<Value> Find(Runtime& runtime,
                    std::string_view name,
                    const Arguments& arguments) {
   const Str* wanted = LS_TRY(Text(runtime, arguments, 0, "sub", true));
-  if (arguments.positional.size() > 1) return runtime.Error("find with bounds is not implemented");
-  LS_TRY(runtime.Charge(s.text.size()));
+  if (arguments.positional.size() > 1) {
+    return runtime.Error(StrCat(name, " with bounds is not implemented"), "one string");
+  }
+  LS_TRY(runtime.Scan(s.text.size() + wanted->text.size()));
   if (name == "count") {
     if (wanted->text.empty()) {
       return MakeInt(static_cast<int64_t>(CountCodePoints(s.text)) + 1);
     }
     int64_t count = 0;
-    for (size_t at = 0; (at = s.text.find(wanted->text, at)) != std::string::npos;
+    for (size_t at = 0; (at = FindText(s.text, wanted->text, at)) != std::string::npos;
          at += wanted->text.size()) {
       ++count;
     }
     return MakeInt(count);
   }
-  const size_t at = name == "rfind" ? s.text.rfind(wanted->text) : s.text.find(wanted->text);
+  const size_t at =
+      name == "rfind" ? FindLastText(s.text, wanted->text) : FindText(s.text, wanted->text);
   if (at == std::string::npos) {
-    if (name == "index") return runtime.Error("substring not found");
+    if (name == "index") {
+      return runtime.Error(StrCat("index of '", Shown(wanted->text), "', which is not there"),
+                           "a text that has it", "use find");
+    }
     return MakeInt(-1);
   }
   return MakeInt(static_cast<int64_t>(CountCodePoints(std::string_view(s.text).substr(0, at))));
 }
 
 Result<Value> Join(Runtime& runtime, const Str& s, const Arguments& arguments) {
-  if (arguments.positional.size() != 1) return runtime.Error("join takes one list");
+  if (arguments.positional.size() != 1) {
+    return runtime.Error(StrCat("join with ", arguments.positional.size(), " arguments"),
+                         "one list");
+  }
   Str out;
   const List items = LS_TRY(runtime.Items(arguments.positional[0]));
   for (size_t i = 0; i < items.size(); ++i) {
-    if (!items[i].is_string()) return runtime.Error("join of something that is no string");
+    if (!items[i].is_string()) {
+      return runtime.Error(StrCat("join of ", TypeName(items[i])), "strings");
+    }
     if (i > 0) out.Append(s);
     out.Append(items[i].str());
     if (out.text.size() > runtime.limits().max_output_bytes) break;
@@ -174,20 +202,22 @@ Result<Value> Join(Runtime& runtime, const Str& s, const Arguments& arguments) {
 
 Result<Value> RemoveEnd(Runtime& runtime, const Str& s, const Arguments& arguments, bool at_start) {
   const Str* end = LS_TRY(Text(runtime, arguments, 0, "prefix", true));
+  LS_TRY(runtime.Work(end->text.size()));
   const size_t size = s.text.size();
   const size_t cut = end->text.size();
   if (at_start && s.text.starts_with(end->text)) return runtime.NewString(s.Sub(cut, size));
   if (!at_start && s.text.ends_with(end->text)) return runtime.NewString(s.Sub(0, size - cut));
-  return MakeString(s);
+  return runtime.NewString(s);
 }
 
-bool AllOf(const Str& s, bool (*holds)(char32_t)) {
+Result<Value> AllOf(Runtime& runtime, const Str& s, bool (*holds)(char32_t)) {
+  LS_TRY(runtime.Scan(s.text.size()));
   for (size_t at = 0; at < s.text.size();) {
     const CodePoint c = DecodeAt(s.text, at);
-    if (!holds(c.value)) return false;
+    if (!holds(c.value)) return MakeBool(false);
     at += c.bytes;
   }
-  return !s.text.empty();
+  return MakeBool(!s.text.empty());
 }
 
 Result<Value> CallStringMethod(Runtime& runtime,
@@ -197,10 +227,13 @@ Result<Value> CallStringMethod(Runtime& runtime,
   if (name == "strip" || name == "lstrip" || name == "rstrip") {
     const Str* characters = LS_TRY(Text(runtime, arguments, 0, "chars", false));
     const Side side = name == "strip" ? Side::kBoth : name == "lstrip" ? Side::kLeft : Side::kRight;
-    return runtime.NewString(Strip(s, characters, side));
+    return runtime.NewString(LS_TRY(Strip(runtime, s, characters, side)));
   }
   if (name == "split" || name == "rsplit") return Split(runtime, s, arguments, name == "rsplit");
-  if (name == "splitlines") return ListOf(SplitLines(s));
+  if (name == "splitlines") {
+    LS_TRY(runtime.Scan(s.text.size()));
+    return ListOf(runtime, SplitLines(s));
+  }
   if (name == "startswith" || name == "endswith") {
     return HasEnd(runtime, s, arguments, name == "startswith");
   }
@@ -210,19 +243,20 @@ Result<Value> CallStringMethod(Runtime& runtime,
     const int64_t count = LS_TRY(Count(runtime, arguments, 2, "count"));
     return runtime.NewString(LS_TRY(ReplaceText(runtime, s, *from, *to, count)));
   }
-  if (name == "upper") return runtime.NewString(ChangeCase(s, Case::kUpper));
-  if (name == "lower") return runtime.NewString(ChangeCase(s, Case::kLower));
-  if (name == "title") return runtime.NewString(ChangeCase(s, Case::kTitle));
-  if (name == "capitalize") return runtime.NewString(ChangeCase(s, Case::kCapitalize));
+  if (name == "upper") return runtime.NewString(LS_TRY(ChangeCase(runtime, s, Case::kUpper)));
+  if (name == "lower") return runtime.NewString(LS_TRY(ChangeCase(runtime, s, Case::kLower)));
+  if (name == "title") return runtime.NewString(LS_TRY(ChangeCase(runtime, s, Case::kTitle)));
+  if (name == "capitalize")
+    return runtime.NewString(LS_TRY(ChangeCase(runtime, s, Case::kCapitalize)));
   if (name == "join") return Join(runtime, s, arguments);
   if (name == "removeprefix" || name == "removesuffix") {
     return RemoveEnd(runtime, s, arguments, name == "removeprefix");
   }
-  if (name == "isdigit") return MakeBool(AllOf(s, IsNumber));
-  if (name == "isspace") return MakeBool(AllOf(s, IsPythonSpace));
-  if (name == "isalpha") return MakeBool(AllOf(s, IsLetter));
+  if (name == "isdigit") return AllOf(runtime, s, IsNumber);
+  if (name == "isspace") return AllOf(runtime, s, IsPythonSpace);
+  if (name == "isalpha") return AllOf(runtime, s, IsLetter);
   if (name == "isalnum") {
-    return MakeBool(AllOf(s, [](char32_t c) { return IsLetter(c) || IsNumber(c); }));
+    return AllOf(runtime, s, [](char32_t c) { return IsLetter(c) || IsNumber(c); });
   }
   return Find(runtime, s, name, arguments);
 }
@@ -240,26 +274,26 @@ Result<Value> CallMethod(Runtime& runtime,
                          const Arguments& arguments) {
   if (self.is_string()) return CallStringMethod(runtime, self.str(), name, arguments);
   const Dict& dict = self.dict();
-  LS_TRY(runtime.Step(dict.size()));
   if (name == "get") {
     const Value* key = arguments.Find(0, "key");
     const Value* otherwise = arguments.Find(1, "default");
-    if (key == nullptr) return runtime.Error("get without a key");
-    const Value* found = key->is_string() ? FindKey(dict, key->str().text) : nullptr;
+    if (key == nullptr) return runtime.Error("get without a key", "one or two arguments");
+    const Value* found =
+        key->is_string() ? LS_TRY(runtime.FindMember(dict, key->str().text)) : nullptr;
     if (found != nullptr) return *found;
     return otherwise == nullptr ? Value{None{}} : *otherwise;
   }
   List list;
   for (const auto& [key, value] : dict) {
-    if (name == "keys") {
-      list.push_back(MakeString(key));
-    } else if (name == "values") {
+    if (name == "values") {
       list.push_back(value);
-    } else {
-      list.push_back(MakeList({MakeString(key), value}));
+      continue;
     }
+    Value text = LS_TRY(runtime.NewString(key));
+    list.push_back(name == "keys" ? std::move(text)
+                                  : LS_TRY(runtime.NewList({std::move(text), value})));
   }
-  return MakeList(std::move(list));
+  return runtime.NewList(std::move(list));
 }
 
 }  // namespace lserve::jinja

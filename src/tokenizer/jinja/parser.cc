@@ -44,7 +44,7 @@ class Parser {
         body.push_back(LS_TRY(ParseTag()));
       }
     }
-    if (ends.size() > 0) return in_.Error(StrCat("expected {% ", *(ends.end() - 1), " %}"));
+    if (ends.size() > 0) return in_.Error(StrCat("{% ", *(ends.end() - 1), " %}"));
     return body;
   }
 
@@ -86,11 +86,16 @@ class Parser {
     }
     if (name == "break" || name == "continue") {
       StmtPointer stmt = Make(name == "break" ? StmtKind::kBreak : StmtKind::kContinue);
-      if (loop_depth_ == 0) return in_.Error(StrCat(name, " outside a loop"));
+      if (loop_depth_ == 0) {
+        return TemplateError(in_.Peek().line, StrCat("{% ", name, " %} outside a loop"),
+                             "a loop around it");
+      }
       LS_TRY(EndTag());
       return stmt;
     }
-    return TemplateError(in_.Peek().line, StrCat("tag {% ", name, " %} is not implemented"));
+    return TemplateError(in_.Peek().line, StrCat("tag {% ", name, " %} is not implemented here"),
+                         "if, for, set, macro, call, filter, generation, break or continue",
+                         "write the template without it");
   }
 
   Result<StmtPointer> ParseIf() {
@@ -110,10 +115,13 @@ class Parser {
   Result<StmtPointer> ParseFor() {
     StmtPointer stmt = Make(StmtKind::kFor);
     stmt->names = LS_TRY(ParseTargets());
-    if (!in_.SkipName("in")) return in_.Error("expected 'in'");
+    if (!in_.SkipName("in")) return in_.Error("'in'");
     stmt->exprs.push_back(LS_TRY(in_.ExpressionOrTuple(/*with_condition=*/false)));
     stmt->exprs.push_back(in_.SkipName("if") ? LS_TRY(in_.Expression()) : nullptr);
-    if (in_.IsName("recursive")) return in_.Error("recursive loops are not implemented");
+    if (in_.IsName("recursive")) {
+      return TemplateError(in_.Peek().line, "recursive loops are not implemented",
+                           "a loop without 'recursive'", "write the template without it");
+    }
     LS_TRY(EndTag());
     ++loop_depth_;
     stmt->bodies.push_back(LS_TRY(ParseBody({"else", "endfor"})));
@@ -151,7 +159,7 @@ class Parser {
       LS_TRY(EndTag());
       return stmt;
     }
-    if (stmt->names.size() != 1) return in_.Error("expected '='");
+    if (stmt->names.size() != 1) return in_.Error("'='");
     stmt->kind = StmtKind::kSetBody;
     stmt->exprs.push_back(in_.IsOperator("|") ? LS_TRY(in_.FiltersOfTag(true)) : nullptr);
     stmt->bodies.push_back(LS_TRY(ParseBodyTo("endset")));
@@ -161,6 +169,7 @@ class Parser {
   Status ParseParameters(Stmt& stmt) {
     LS_TRY(in_.ExpectOperator("("));
     while (!in_.IsOperator(")")) {
+      LS_TRY(in_.CheckArguments(stmt.names.size()));
       stmt.names.push_back(LS_TRY(in_.ExpectName()));
       stmt.exprs.push_back(in_.SkipOperator("=") ? LS_TRY(in_.Expression()) : nullptr);
       if (!in_.SkipOperator(",")) break;
@@ -191,7 +200,7 @@ class Parser {
     stmt->exprs.push_back(nullptr);
     if (in_.IsOperator("(")) LS_TRY(ParseParameters(*stmt));
     stmt->exprs[0] = LS_TRY(in_.Expression());
-    if (stmt->exprs[0]->kind != ExprKind::kCall) return in_.Error("expected a call");
+    if (stmt->exprs[0]->kind != ExprKind::kCall) return in_.Error("a call before it");
     stmt->bodies.push_back(LS_TRY(ParseFunctionBody("endcall")));
     return stmt;
   }

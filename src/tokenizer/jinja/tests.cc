@@ -1,20 +1,22 @@
 // Tests: what may follow `is`.
 #include "base/strings.h"
 #include "tokenizer/jinja/runtime.h"
+#include "tokenizer/json_fields.h"
 
 namespace lserve::jinja {
 namespace {
 
-bool SameAs(const Value& a, const Value& b) {
-  return a.data.index() == b.data.index() && Equal(a, b);
+Result<bool> SameAs(Runtime& runtime, const Value& a, const Value& b) {
+  if (a.data.index() != b.data.index()) return false;
+  return runtime.Equal(a, b);
 }
 
 Result<bool> Compare(
     Runtime& runtime, std::string_view name, const Value& a, const Value& b, bool* known) {
   *known = true;
-  if (name == "eq" || name == "equalto") return Equal(a, b);
-  if (name == "ne") return !Equal(a, b);
-  if (name == "sameas") return SameAs(a, b);
+  if (name == "eq" || name == "equalto") return runtime.Equal(a, b);
+  if (name == "ne") return !LS_TRY(runtime.Equal(a, b));
+  if (name == "sameas") return SameAs(runtime, a, b);
   if (name == "in") return runtime.Contains(b, a);
   if (name == "lt" || name == "lessthan") return LS_TRY(runtime.Order(a, b)) < 0;
   if (name == "le") return LS_TRY(runtime.Order(a, b)) <= 0;
@@ -22,7 +24,7 @@ Result<bool> Compare(
   if (name == "ge") return LS_TRY(runtime.Order(a, b)) >= 0;
   if (name == "divisibleby") {
     const int64_t n = LS_TRY(runtime.Integer(b, "divisor"));
-    if (n == 0) return runtime.Error("division by zero");
+    if (n == 0) return runtime.Error("division by zero", "a divisor other than 0");
     return n == -1 || LS_TRY(runtime.Integer(a, "dividend")) % n == 0;
   }
   *known = false;
@@ -59,7 +61,8 @@ Result<bool> ApplyTest(Runtime& runtime,
     const Case wanted = name == "lower" ? Case::kLower : Case::kUpper;
     const Case other = name == "lower" ? Case::kUpper : Case::kLower;
     // Python: some letter has a case, and none has the other one.
-    return ChangeCase(text, wanted).text == text.text && ChangeCase(text, other).text != text.text;
+    return LS_TRY(ChangeCase(runtime, text, wanted)).text == text.text &&
+           LS_TRY(ChangeCase(runtime, text, other)).text != text.text;
   }
   const Value* other = arguments.Find(0, "other");
   bool known = false;
@@ -67,8 +70,9 @@ Result<bool> ApplyTest(Runtime& runtime,
     const bool result = LS_TRY(Compare(runtime, name, input, *other, &known));
     if (known) return result;
   }
-  return runtime.Error(StrCat("test '", name, "' with ", arguments.positional.size(),
-                              " arguments is not implemented"));
+  return runtime.Error(StrCat("test '", Shown(name), "' with ", arguments.positional.size(),
+                              " arguments is not implemented"),
+                       "a test of Jinja2 that this engine knows", "write the template without it");
 }
 
 }  // namespace lserve::jinja

@@ -2,6 +2,7 @@
 #include <utf8proc.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "base/strings.h"
 #include "tokenizer/jinja/runtime.h"
@@ -13,21 +14,48 @@ bool IsPythonSpace(char32_t c) {
   return IsWhiteSpace(c) || (c >= 0x1c && c <= 0x1f);
 }
 
-Str Strip(const Str& s, const Str* characters, Side side) {
-  const auto drops = [&](const CodePoint& c, size_t at) {
+// std::string::find tries every place afresh, which a text of one letter makes quadratic; glibc's
+// memmem is the linear two-way search.
+size_t FindText(std::string_view text, std::string_view needle, size_t from) {
+  if (from > text.size() || needle.size() > text.size() - from) return std::string_view::npos;
+  const void* found = memmem(text.data() + from, text.size() - from, needle.data(), needle.size());
+  if (found == nullptr) return std::string_view::npos;
+  return static_cast<size_t>(static_cast<const char*>(found) - text.data());
+}
+
+size_t FindLastText(std::string_view text, std::string_view needle) {
+  const std::string text_back(text.rbegin(), text.rend());
+  const std::string needle_back(needle.rbegin(), needle.rend());
+  const size_t at = FindText(text_back, needle_back);
+  return at == std::string_view::npos ? at : text.size() - needle.size() - at;
+}
+
+Result<Str> Strip(Runtime& runtime, const Str& s, const Str* characters, Side side) {
+  LS_TRY(runtime.Scan(s.text.size()));
+  std::vector<char32_t> dropped;  // sorted
+  if (characters != nullptr) {
+    LS_TRY(runtime.Scan(characters->text.size()));
+    for (size_t at = 0; at < characters->text.size();) {
+      const CodePoint c = DecodeAt(characters->text, at);
+      dropped.push_back(c.value);
+      at += c.bytes;
+    }
+    std::sort(dropped.begin(), dropped.end());
+  }
+  const auto drops = [&](const CodePoint& c) {
     if (characters == nullptr) return IsPythonSpace(c.value);
-    return characters->text.find(s.text.substr(at, c.bytes)) != std::string::npos;
+    return std::binary_search(dropped.begin(), dropped.end(), c.value);
   };
   size_t begin = 0;
   size_t end = s.text.size();
   while (side != Side::kRight && begin < end) {
     const CodePoint c = DecodeAt(s.text, begin);
-    if (!drops(c, begin)) break;
+    if (!drops(c)) break;
     begin += c.bytes;
   }
   while (side != Side::kLeft && end > begin) {
     const CodePoint c = DecodeBefore(s.text, end);
-    if (!drops(c, end - c.bytes)) break;
+    if (!drops(c)) break;
     end -= c.bytes;
   }
   return s.Sub(begin, end);
@@ -56,6 +84,7 @@ std::vector<Str> SplitLines(const Str& s) {
 // What replaces a text of the user counts as the user's, too.
 Result<Str> ReplaceText(
     Runtime& runtime, const Str& s, const Str& from, const Str& to, int64_t count) {
+  LS_TRY(runtime.Scan(s.text.size() + from.text.size()));
   Str out;
   size_t done = 0;
   const auto copy = [&](size_t end) { out.Append(s.Sub(done, end)); };
@@ -79,7 +108,8 @@ Result<Str> ReplaceText(
     copy(s.text.size());
     return out;
   }
-  for (size_t at; count != 0 && (at = s.text.find(from.text, done)) != std::string::npos; --count) {
+  for (size_t at; count != 0 && (at = FindText(s.text, from.text, done)) != std::string::npos;
+       --count) {
     copy(at);
     done = at + from.text.size();
     LS_TRY(insert(!s.Sub(at, done).user.empty()));
@@ -89,7 +119,8 @@ Result<Str> ReplaceText(
 }
 
 // One character at a time: of Unicode's special casings only the sharp s is known here.
-Str ChangeCase(const Str& s, Case to) {
+Result<Str> ChangeCase(Runtime& runtime, const Str& s, Case to) {
+  LS_TRY(runtime.Scan(s.text.size()));
   Str out;
   bool start = true;
   bool same_length = true;

@@ -47,10 +47,14 @@ Value MakePlain(std::string text) {
   return MakeString(Str{std::move(text), {}});
 }
 Value MakeList(List list) {
-  return {std::make_shared<const List>(std::move(list))};
+  int depth = 0;
+  for (const Value& item : list) depth = std::max(depth, item.depth);
+  return {std::make_shared<const List>(std::move(list)), depth + 1};
 }
 Value MakeDict(Dict dict) {
-  return {std::make_shared<const Dict>(std::move(dict))};
+  int depth = 0;
+  for (const auto& [key, item] : dict) depth = std::max(depth, item.depth);
+  return {std::make_shared<const Dict>(std::move(dict)), depth + 1};
 }
 
 Value FromJson(const Json& json, bool user) {
@@ -78,13 +82,6 @@ Value FromJson(const Json& json, bool user) {
   return MakeDict(std::move(dict));
 }
 
-const Value* FindKey(const Dict& dict, std::string_view key) {
-  for (const auto& [name, value] : dict) {
-    if (name.text == key) return &value;
-  }
-  return nullptr;
-}
-
 const char* TypeName(const Value& value) {
   constexpr const char* kNames[] = {"undefined",   "none",      "a bool", "an integer",
                                     "a float",     "a string",  "a list", "a mapping",
@@ -99,28 +96,6 @@ bool IsTrue(const Value& value) {
   if (value.is_list()) return !value.list().empty();
   if (value.is_dict()) return !value.dict().empty();
   return true;
-}
-
-bool Equal(const Value& a, const Value& b) {
-  if (a.is_number() && b.is_number()) {
-    if (a.is_integral() && b.is_integral()) return a.integral() == b.integral();
-    return a.number() == b.number();
-  }
-  if (a.data.index() != b.data.index()) return false;
-  if (a.is_string()) return a.str().text == b.str().text;
-  if (a.is_list()) {
-    return std::equal(a.list().begin(), a.list().end(), b.list().begin(), b.list().end(), Equal);
-  }
-  if (a.is_dict()) {
-    if (a.dict().size() != b.dict().size()) return false;
-    return std::all_of(a.dict().begin(), a.dict().end(), [&](const auto& member) {
-      const Value* other = FindKey(b.dict(), member.first.text);
-      return other != nullptr && Equal(member.second, *other);
-    });
-  }
-  if (a.is_namespace()) return &a.ns() == &b.ns();
-  if (a.is_callable()) return &a.callable() == &b.callable();
-  return true;  // none, undefined
 }
 
 // Python's repr(float): the shortest digits that read back equal, an exponent from 1e16 up and
@@ -188,14 +163,14 @@ void AppendText(const Value& value, bool quoted, size_t max_bytes, Str& out) {
     }
   } else if (value.is_list()) {
     out.Append("[");
-    for (size_t i = 0; i < value.list().size(); ++i) {
+    for (size_t i = 0; i < value.list().size() && out.text.size() <= max_bytes; ++i) {
       if (i > 0) out.Append(", ");
       AppendText(value.list()[i], true, max_bytes, out);
     }
     out.Append("]");
   } else if (value.is_dict()) {
     out.Append("{");
-    for (size_t i = 0; i < value.dict().size(); ++i) {
+    for (size_t i = 0; i < value.dict().size() && out.text.size() <= max_bytes; ++i) {
       if (i > 0) out.Append(", ");
       AppendQuoted(value.dict()[i].first, out);
       out.Append(": ");
@@ -259,7 +234,8 @@ class JsonWriter {
   template <class F>
   bool Between(char open, char close, size_t size, int level, const F& one) {
     out_.text.push_back(open);
-    for (size_t i = 0; i < size; ++i) {
+    // A value may be reached by many ways: what is too long is given up at once, on every level.
+    for (size_t i = 0; i < size && out_.text.size() <= max_bytes_; ++i) {
       if (i > 0) out_.Append(indent_ < 0 ? ", " : ",");
       NewLine(level + 1);
       if (!one(i)) return false;

@@ -18,6 +18,10 @@ namespace lserve::jinja {
 struct Callable;
 struct Value;
 
+// Values nest at most this deep: they are printed, compared and freed by recursion. JSON comes in
+// up to 64 levels and a template writes at most 100 of its own.
+constexpr int kMaxValueDepth = 200;
+
 // A text and its user ranges (ascending, disjoint, not empty, never adjacent).
 struct Str {
   std::string text;
@@ -54,6 +58,7 @@ struct Value {
                             std::shared_ptr<Namespace>,
                             std::shared_ptr<const Callable>>;
   Data data;
+  int depth = 0;  // of the lists and mappings in it; a namespace counts as 0 (Runtime frees them)
 
   template <class T>
   bool Is() const {
@@ -91,6 +96,7 @@ struct Value {
 
 Value MakeString(Str s);
 Value MakePlain(std::string text);
+// Runtime::NewList and NewDict also hold the depth within its limit.
 Value MakeList(List list);
 Value MakeDict(Dict dict);
 inline Value MakeInt(int64_t i) {
@@ -103,12 +109,8 @@ inline Value MakeBool(bool b) {
 // Every string of `json`, keys too, counts as the user's if `user`.
 Value FromJson(const Json& json, bool user);
 
-const Value* FindKey(const Dict& dict, std::string_view key);
-
 const char* TypeName(const Value& value);
 bool IsTrue(const Value& value);
-// Python's ==: numbers compare by value, also with booleans.
-bool Equal(const Value& a, const Value& b);
 
 // Python's str(): what {{ value }} prints. `max_bytes` bounds the work; the text is cut there.
 Str ToText(const Value& value, size_t max_bytes);
