@@ -216,7 +216,8 @@ Status Tokenizer::Impl::BuildTables() {
 void Tokenizer::Impl::ReadTemplates(const TokenizerConfig& config, const TokenizerFiles& files) {
   Json::Object variables;
   for (const auto& [name, content] : config.named_tokens) variables.emplace_back(name, content);
-  const auto add = [&](const std::string& name, const std::string& source, std::string where) {
+  const auto add = [&](const std::string& name, const std::string& source,
+                       const std::string& where) {
     templates.emplace_back(
         name, ChatTemplate::Parse(source, Json(variables), {}, StrCat(files.directory, where)));
   };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/check.h"
 #include "base/strings.h"
 #include "tokenizer/jinja/runtime.h"
 #include "tokenizer/unicode.h"
@@ -369,6 +370,7 @@ class Interpreter {
     LS_TRY(runtime_.Step());
     Value input;
     if (expr.kids[0] == nullptr) {
+      LS_CHECK(tag_text != nullptr) << "a filter without input outside of a filter tag";
       input = *tag_text;
     } else if (tag_text != nullptr && expr.kids[0]->kind == ExprKind::kFilter) {
       input = LS_TRY(EvalFilter(*expr.kids[0], tag_text));
