@@ -67,9 +67,10 @@ struct RequestStats {
   double pages_present = 0;
   int64_t prefill_tiles_visited = 0;
   int64_t prefill_tiles_present = 0;
-  int64_t dense_steps = 0;   // decode steps in which every page was read
-  int64_t sparse_steps = 0;  // the others
-  int64_t selections = 0;    // decode steps in which the selector ran
+  int64_t tile_selections = 0;  // query tiles that read a selected list of key tiles
+  int64_t dense_steps = 0;      // decode steps in which every page was read
+  int64_t sparse_steps = 0;     // the others
+  int64_t selections = 0;       // decode steps in which the selector ran
 };
 
 // What one engine step did to one request.

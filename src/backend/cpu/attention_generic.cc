@@ -4,7 +4,7 @@
 // their upper half wrong (GCC bug 106322); there is none here.
 #define HWY_BROKEN_EMU128 0
 #define HWY_COMPILE_ONLY_EMU128
-#include "backend/cpu/attention-inl.h"
+#include "backend/cpu/tile_estimate-inl.h"
 
 namespace lserve {
 
@@ -19,6 +19,9 @@ const AttentionKernels kAttentionGeneric = {
     .fold_row = FoldRow,
     .pack_bound_query = PackBoundQuery,
     .score_pages = ScorePages,
+    .pack_strided_queries = PackStridedQueries,
+    .score_strided = ScoreStrided,
+    .sum_tile_weights = SumTileWeights,
 };
 
 }  // namespace lserve
