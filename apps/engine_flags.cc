@@ -35,7 +35,7 @@ void AddAttentionFlags(FlagSet& flags, EngineFlags& out) {
              "with --attention auto, positions below this are dense");
   flags.Number("--sparse-prefill-threshold", out.prefill_threshold, 0.0, 1.0,
                "share of the estimated attention that a retrieval head's tiles of keys must carry "
-               "while the prompt is read; 0 or 1: it reads every tile");
+               "while the prompt is read, 0 or 1: it reads every tile. Default: 0.9");
   flags.Size("--sparse-prefill-min-context", attention.prefill_min_position, 0, {}, "TOKENS",
              "positions below this read every tile whatever the threshold");
   flags.Integer("--selector-interval,--selector-update-interval", attention.selector_interval, 0,

@@ -21,7 +21,7 @@ enum class AttentionMode : uint8_t {
 std::string_view Name(AttentionMode mode);
 std::optional<AttentionMode> ParseAttentionMode(std::string_view name);
 
-inline constexpr double kDefaultPrefillThreshold = 0.0;
+inline constexpr double kDefaultPrefillThreshold = 0.9;
 inline constexpr int64_t kMinBlockSparsePosition = 8192;
 
 struct AttentionSettings {

@@ -66,8 +66,6 @@ TEST(Usage, WhatThisVersionLacksIsRefusedByName) {
   ExpectUsageError({"run", kModel, "--quantization", "awq"}, "--quantization is not implemented");
   ExpectUsageError({"run", kModel, "--audit-rate", "0.1"}, "--audit-rate is not implemented");
   ExpectUsageError({"run", kModel, "--explain"}, "--explain is not implemented");
-  ExpectUsageError({"run", kModel, "--sparse-prefill-threshold", "0.9"},
-                   "--sparse-prefill-threshold is not implemented");
 }
 
 TEST(Usage, HelpTeaches) {
