@@ -42,7 +42,8 @@ struct Request {
   // Unset: the engine's settings. Dense and sparse requests share a batch.
   std::optional<AttentionSettings> attention;
   // Keeps the first `keep_prefix` tokens of the prompt in the cache, once prefilled, for later
-  // requests that start with the same tokens. 0: keeps nothing.
+  // requests that start with the same tokens; with block-sparse prefill up to the last whole tile
+  // of 128. 0: keeps nothing.
   int64_t keep_prefix = 0;
   // If set, gets the logits of every prompt position that is computed, in order: `logits` is
   // float, [count, vocab], in host memory. An error cancels the request.

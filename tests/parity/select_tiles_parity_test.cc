@@ -239,6 +239,58 @@ TEST_P(TileParity, FindsAPlantedTile) {
   }
 }
 
+// Query s of a row points along dimension s. Only the keys of the planted tile do the same in
+// reverse order; in every other tile they match on the diagonal, which must not count.
+TEST_P(TileParity, PairsAlongTheAntidiagonal) {
+  const std::unique_ptr<Backend> backend = Make(subject());
+  const int head_dim = 16;
+  const int planted = 5;
+  const TokenFill fill = [&](const TokenAt& at, float* k, float* v) {
+    std::fill_n(k, head_dim, 0.0f);
+    std::fill_n(v, head_dim, 0.0f);
+    const int64_t s = at.position % kTileStride;
+    k[at.position / kTileTokens == planted ? kTileStride - 1 - s : s] = 1.0f;
+  };
+  const KvShape shape = Shape(head_dim, 2, {10 * 128});
+  KvHarness cache(*backend, shape, fill);
+  cache.Fill();
+  std::vector<float> q(static_cast<size_t>(kTileTokens * shape.q_cols()), 0.0f);
+  for (int i = 0; i < kTileTokens; ++i) {
+    for (int h = 0; h < shape.num_q_heads(); ++h) {
+      q[static_cast<size_t>(i * shape.q_cols() + h * head_dim + i % kTileStride)] = 32.0f;
+    }
+  }
+  const std::vector<PageRun> expected = {{0, 2}, {2 * planted, 2 * planted + 2}};
+  const auto lists =
+      cache.SelectTiles(q, {{.first_position = 9 * 128, .threshold = 0.9, .table = {}}})[0];
+  for (const std::vector<PageRun>& list : lists) EXPECT_EQ(list, expected);
+}
+
+// With equal keys, row r of tile 1 spreads its weight evenly over the 8 columns of tile 0 and r + 1
+// of its own: its own tile has mean((r + 1) / (r + 9)) = 0.3371. One column less would give 0.2747,
+// all 8 columns 0.5.
+TEST_P(TileParity, RowsSeeTheColumnsUpToTheirOwn) {
+  const std::unique_ptr<Backend> backend = Make(subject());
+  const KvShape shape = Shape(32, 2, {2 * 128});
+  const TokenFill fill = [](const TokenAt&, float* k, float* v) {
+    std::fill_n(k, 32, 0.5f);
+    std::fill_n(v, 32, 0.5f);
+  };
+  KvHarness cache(*backend, shape, fill);
+  cache.Fill();
+  const std::vector<float> q = RandomFloats(45, kTileTokens * shape.q_cols());
+  for (const double threshold : {0.335, 0.339}) {
+    const auto lists = cache.SelectTiles(q, {{.first_position = 128,
+                                              .sink_tiles = 0,
+                                              .newest_tiles = 1,
+                                              .threshold = threshold,
+                                              .table = {}}})[0];
+    for (const std::vector<PageRun>& list : lists) {
+      EXPECT_EQ(list.size(), threshold < 0.337 ? 0u : 1u) << threshold;
+    }
+  }
+}
+
 // Equal keys everywhere: all earlier tiles have equal masses, and ties go to the lower tile.
 TEST_P(TileParity, TiesGoToTheLowerTile) {
   const std::unique_ptr<Backend> backend = Make(subject());
