@@ -32,6 +32,11 @@ void AddAttentionFlags(FlagSet& flags, EngineFlags& out) {
                 "the same while the prompt is read; 0: as --sparse-recent-tokens");
   flags.Size("--sparse-min-context", attention.min_context, 0, {}, "TOKENS",
              "with --attention auto, positions below this are dense");
+  flags.Number("--sparse-prefill-threshold", out.prefill_threshold, 0.0, 1.0,
+               "share of the estimated attention that a retrieval head's tiles of keys must carry "
+               "while the prompt is read, 0 or 1: it reads every tile. Default: 0.9");
+  flags.Size("--sparse-prefill-min-context", attention.prefill_min_position, 0, {}, "TOKENS",
+             "positions below this read every tile whatever the threshold");
   flags.Integer("--selector-interval,--selector-update-interval", attention.selector_interval, 0,
                 "STEPS",
                 "decode steps that share one choice of pages; 1 is the most exact. 0: budget / "
@@ -75,8 +80,6 @@ void AddMemoryFlags(FlagSet& flags, EngineFlags& out) {
                  "layers are not split over devices; --device chooses one");
   flags.Group("Not in this version");
   flags.Refused("--quantization,-q", true, "weights are computed in bf16");
-  flags.Refused("--sparse-prefill-threshold", true,
-                "prefill is made sparse by streaming heads alone");
   flags.Refused("--audit-rate", true, "there is no fidelity audit");
   flags.Refused("--explain", false, "there is no explanation of the pages that were read");
 }
@@ -90,6 +93,7 @@ void AddEngineFlags(FlagSet& flags, EngineFlags& out) {
 
 Status FinishEngineFlags(EngineFlags& out) {
   out.config.attention.mode = *ParseAttentionMode(out.attention_mode);
+  if (out.prefill_threshold) out.config.attention.prefill_threshold = *out.prefill_threshold;
   out.config.kv_cache_bytes = static_cast<size_t>(out.kv_cache_bytes);
   std::vector<std::string> problems = out.config.attention.Problems();
   if (!out.value_dtype.empty() && out.value_dtype != out.config.kv_cache_dtype) {

@@ -16,7 +16,8 @@ struct EngineFlags {
   EngineConfig config;
   // Text until Finish() checks it and moves it into `config`.
   std::string attention_mode = "auto";
-  std::string value_dtype;  // llama.cpp's -ctv
+  std::optional<double> prefill_threshold;  // unset: the default
+  std::string value_dtype;                  // llama.cpp's -ctv
   int64_t kv_cache_bytes = 0;
 };
 

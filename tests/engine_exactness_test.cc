@@ -49,6 +49,14 @@ AttentionSettings TightSparse() {
   return s;
 }
 
+// And block-sparse prefill from the fourth tile on: the first that has something to choose.
+AttentionSettings TightBlocks() {
+  AttentionSettings s = TightSparse();
+  s.prefill_threshold = 0.8;
+  s.prefill_min_position = 0;
+  return s;
+}
+
 class Exactness : public testing::TestWithParam<Path> {
  protected:
   EngineConfig Config(const AttentionSettings& attention) {
@@ -206,6 +214,119 @@ TEST_P(Exactness, ThreadsDoNotMatter) {
   }
   ExpectSame(answers[0], answers[1]);
   ExpectSame(answers[0], answers[2]);
+}
+
+// What makes the tests below mean something: lists are chosen, they leave tiles out, and that
+// changes the logits.
+TEST_P(Exactness, BlockSparsePrefillIsSparseAndCounted) {
+  const std::unique_ptr<Engine> engine = MakeEngine(Config(TightBlocks()));
+  Request all = Ask(900, 11);
+  all.attention = TightSparse();
+  const Answer chosen = RunOne(*engine, Ask(900, 11)), whole = RunOne(*engine, std::move(all));
+  EXPECT_EQ(chosen.stats.tile_selections, 4);  // 900 tokens: tiles 3 to 6 are complete
+  EXPECT_EQ(whole.stats.tile_selections, 0);
+  EXPECT_LT(chosen.stats.prefill_tiles_visited, whole.stats.prefill_tiles_visited);
+  EXPECT_EQ(chosen.stats.prefill_tiles_present, whole.stats.prefill_tiles_present);
+  EXPECT_FALSE(SameBits(chosen.prompt_logits, whole.prompt_logits));
+}
+
+TEST_P(Exactness, BlockSparseChunkedEqualsUnchunked) {
+  for (const char* dtype : {"bf16", "int8"}) {
+    for (const int64_t min_context : {0, 600}) {  // 600: inside a tile
+      AttentionSettings settings = TightBlocks();
+      settings.mode = min_context == 0 ? AttentionMode::kSparse : AttentionMode::kAuto;
+      settings.min_context = min_context;
+      EngineConfig config = Config(settings);
+      config.kv_cache_dtype = dtype;
+      config.max_num_batched_tokens = 1024;
+      const std::unique_ptr<Engine> one_chunk = MakeEngine(config);
+      config.max_num_batched_tokens = 136;
+      const std::unique_ptr<Engine> chunked = MakeEngine(config);
+      const Answer a = RunOne(*one_chunk, Ask(930, 12)), b = RunOne(*chunked, Ask(930, 12));
+      EXPECT_GT(a.stats.tile_selections, 0);
+      ExpectSame(a, b);
+      EXPECT_EQ(a.stats.prefill_tiles_visited, b.stats.prefill_tiles_visited);
+    }
+  }
+}
+
+// A prefix is kept up to the last place where no tile that may be block-sparse is cut.
+TEST_P(Exactness, BlockSparsePrefixHitEqualsRecomputation) {
+  struct Kept {
+    int64_t asked, got;
+  };
+  // Also what ends inside the prompt's last, incomplete tile; and what ends in a dense tile.
+  for (const Kept kept : {Kept{700, 640}, {640, 640}, {795, 768}, {130, 130}}) {
+    AttentionSettings settings = TightBlocks();
+    settings.prefill_min_position = 384;
+    const std::unique_ptr<Engine> engine = MakeEngine(Config(settings));
+    Request first = Ask(800, 13);
+    first.keep_prefix = kept.asked;
+    const Answer whole = RunOne(*engine, std::move(first));
+    Request second = Ask(800, 13);
+    second.prompt.resize(static_cast<size_t>(kept.asked));
+    const std::vector<int32_t> question = RandomTokens(400, 97, 14);
+    second.prompt.insert(second.prompt.end(), question.begin(), question.end());
+    Request again = second, same = Ask(800, 13);
+    const Answer hit = RunOne(*engine, std::move(second));
+    EXPECT_EQ(hit.stats.cached_tokens, kept.got);
+    const Answer same_hit = RunOne(*engine, std::move(same));
+    EXPECT_EQ(same_hit.stats.cached_tokens, kept.got);
+    EXPECT_TRUE(SameBits(same_hit.token_logits, whole.token_logits));
+    engine->DropPrefixes();
+    Answer fresh = RunOne(*engine, std::move(again));
+    EXPECT_EQ(fresh.stats.cached_tokens, 0);
+    EXPECT_GT(fresh.stats.tile_selections, 0);
+    fresh.prompt_logits.erase(fresh.prompt_logits.begin(),
+                              fresh.prompt_logits.begin() + kept.got * 97);
+    ExpectSame(hit, fresh);
+  }
+}
+
+// A prompt that shares only part of a kept prefix resumes at a place of its own.
+TEST_P(Exactness, BlockSparsePartOfAPrefixEqualsRecomputation) {
+  AttentionSettings settings = TightBlocks();
+  settings.recent_tokens = 1000;  // nothing is trimmed away
+  const std::unique_ptr<Engine> engine = MakeEngine(Config(settings));
+  Request first = Ask(900, 15);
+  first.keep_prefix = 900;
+  RunOne(*engine, std::move(first));
+  Request second = Ask(900, 15);
+  second.prompt.resize(600);
+  second.prompt.push_back(1);
+  const Answer hit = RunOne(*engine, Request(second));
+  EXPECT_EQ(hit.stats.cached_tokens, 512);
+  engine->DropPrefixes();
+  const Answer fresh = RunOne(*engine, std::move(second));
+  EXPECT_EQ(hit.tokens, fresh.tokens);
+  EXPECT_TRUE(SameBits(hit.token_logits, fresh.token_logits));
+}
+
+TEST_P(Exactness, BlockSparseBatchAndThreadsDoNotMatter) {
+  const auto requests = [&] {
+    std::vector<Request> all;
+    const int64_t lengths[] = {900, 65, 640, 777, 513};
+    for (size_t i = 0; i < std::size(lengths); ++i) {
+      all.push_back(Ask(lengths[i], 30 + i, 3));
+      if (i == 2) all.back().attention = TightSparse();
+      if (i == 3) {
+        all.back().attention = TightBlocks();
+        all.back().attention->prefill_threshold = 0.5;
+      }
+    }
+    return all;
+  };
+  EngineConfig config = Config(TightBlocks());
+  const std::unique_ptr<Engine> engine = MakeEngine(config);
+  const std::vector<Answer> together = RunAll(*engine, requests());
+  config.num_threads = 3;
+  const std::unique_ptr<Engine> other = MakeEngine(config);
+  std::vector<Request> alone = requests();
+  for (size_t i = 0; i < alone.size(); ++i) {
+    SCOPED_TRACE(i);
+    ExpectSame(together[i], RunOne(*other, std::move(alone[i])));
+  }
+  EXPECT_EQ(engine->kv_bytes_in_use(), 0u);
 }
 
 TEST_P(Exactness, QuantisedCachesKeepThePromises) {

@@ -42,7 +42,8 @@ struct Request {
   // Unset: the engine's settings. Dense and sparse requests share a batch.
   std::optional<AttentionSettings> attention;
   // Keeps the first `keep_prefix` tokens of the prompt in the cache, once prefilled, for later
-  // requests that start with the same tokens. 0: keeps nothing.
+  // requests that start with the same tokens; with block-sparse prefill up to the last whole tile
+  // of 128. 0: keeps nothing.
   int64_t keep_prefix = 0;
   // If set, gets the logits of every prompt position that is computed, in order: `logits` is
   // float, [count, vocab], in host memory. An error cancels the request.
@@ -67,9 +68,10 @@ struct RequestStats {
   double pages_present = 0;
   int64_t prefill_tiles_visited = 0;
   int64_t prefill_tiles_present = 0;
-  int64_t dense_steps = 0;   // decode steps in which every page was read
-  int64_t sparse_steps = 0;  // the others
-  int64_t selections = 0;    // decode steps in which the selector ran
+  int64_t tile_selections = 0;  // query tiles that read a selected list of key tiles
+  int64_t dense_steps = 0;      // decode steps in which every page was read
+  int64_t sparse_steps = 0;     // the others
+  int64_t selections = 0;       // decode steps in which the selector ran
 };
 
 // What one engine step did to one request.

@@ -1,5 +1,7 @@
 #include "attention/attention_settings.h"
 
+#include <algorithm>
+
 #include "base/strings.h"
 #include "kv/page.h"
 
@@ -43,7 +45,12 @@ std::vector<std::string> AttentionSettings::Problems() const {
   check("--sparse-recent-tokens", recent_tokens, 1, kMaxTokens);
   check("--sparse-prefill-recent-tokens", prefill_recent_tokens, 0, kMaxTokens);
   check("--sparse-min-context", min_context, 0, int64_t{1} << 40);
+  check("--sparse-prefill-min-context", prefill_min_position, 0, int64_t{1} << 40);
   check("--selector-interval", selector_interval, 0, 1 << 20);
+  if (!(prefill_threshold >= 0 && prefill_threshold <= 1)) {
+    problems.push_back(StrCat("--sparse-prefill-threshold is ", prefill_threshold,
+                              ", expected 0 (off) to 1 (everything)"));
+  }
   return problems;
 }
 
@@ -52,6 +59,12 @@ bool SamePrefill(const AttentionSettings& a, const AttentionSettings& b) {
   const auto first_sparse = [](const AttentionSettings& s) {
     return s.mode == AttentionMode::kSparse ? 0 : s.min_context;
   };
+  if (a.selects_tiles() != b.selects_tiles()) return false;
+  if (a.selects_tiles() && (a.prefill_threshold != b.prefill_threshold ||
+                            std::max(first_sparse(a), a.prefill_min_position) !=
+                                std::max(first_sparse(b), b.prefill_min_position))) {
+    return false;
+  }
   return first_sparse(a) == first_sparse(b) && a.sink_tokens == b.sink_tokens &&
          a.prefill_window() == b.prefill_window();
 }

@@ -21,6 +21,9 @@ enum class AttentionMode : uint8_t {
 std::string_view Name(AttentionMode mode);
 std::optional<AttentionMode> ParseAttentionMode(std::string_view name);
 
+inline constexpr double kDefaultPrefillThreshold = 0.9;
+inline constexpr int64_t kMinBlockSparsePosition = 4096;
+
 struct AttentionSettings {
   AttentionMode mode = AttentionMode::kAuto;
 
@@ -42,6 +45,13 @@ struct AttentionSettings {
   // prefix rule).
   int64_t min_context = 8192;
 
+  // Prefill of the retrieval heads: a tile of 128 queries reads the tiles of 128 keys that together
+  // carry this share of its estimated attention (SelectTiles). 0 or 1: all of them.
+  double prefill_threshold = kDefaultPrefillThreshold;
+  // Tiles that begin below this position are dense: there the estimate and what a short list leaves
+  // cost as much as reading everything. Measured, see docs/adr/0012-block-sparse-prefill.md.
+  int64_t prefill_min_position = kMinBlockSparsePosition;
+
   // A page list is chosen anew every this many decode steps of its sequence. 1 is the most exact.
   // 0: as many as the budget carries, interval().
   int selector_interval = 0;
@@ -55,6 +65,11 @@ struct AttentionSettings {
   // docs/adr/0010-reuse-needs-budget.md for the counts.
   int interval() const {
     return selector_interval > 0 ? selector_interval : std::clamp(token_budget / 1024, 1, 4);
+  }
+
+  // Whether some tile of a long prompt may be block-sparse.
+  bool selects_tiles() const {
+    return mode != AttentionMode::kDense && prefill_threshold > 0 && prefill_threshold < 1;
   }
 
   // All problems, one line each; empty if there is none.

@@ -41,8 +41,8 @@ inline constexpr int kNoSelection = -1;
 //
 // Visited pages, ascending: the row's runs cut off at newest.first, then `newest`. The runs are
 // plan.runs[first_run, first_run + num_runs), or, if `selection` is set, the list that SelectPages
-// left in that table for (layer, slot); the host knows `newest` at every step without asking the
-// device, so a reused list never misses the newest pages.
+// (decode) or SelectTiles (prefill) left in that table for (layer, slot); the host knows `newest`
+// at every step without asking the device, so a reused list never misses the newest pages.
 //
 // Key k is visible to the query at position p if k <= p and (k < sink_end or p - k < window).
 struct PlanRow {
@@ -60,9 +60,10 @@ struct PlanRow {
   PageRun newest = {};
 };
 
-// The page lists of one sequence that a device selector fills and later steps reuse: for each
-// (layer, slot) of the retrieval way at most `capacity` runs, at a fixed stride and a fixed
-// address for the life of the sequence. Entry = WayLayout::first_entry[layer] + slot.
+// The page lists that a device selector fills: for each (layer, slot) of the retrieval way at most
+// `capacity` runs, at a fixed stride. Entry = WayLayout::first_entry[layer] + slot. A decoding
+// sequence has one table, at a fixed address for its life, which later steps reuse; in prefill
+// every tile of queries has one, for the step.
 struct SelectionTable {
   int capacity = 0;
   int* num_runs = nullptr;  // [num_entries]

@@ -36,6 +36,19 @@ void AddDense(PlanRow row, int64_t num_keys, PagePlan* plan) {
   plan->rows.push_back(row);
 }
 
+// Appends a complete tile whose list is to be selected, unless the forced tiles are all there are.
+bool AddSelectedTile(PlanRow row, PagePlan* plan) {
+  const PageIdx tile = static_cast<PageIdx>(row.first_position / kTileTokens);
+  const PageIdx newest = tile + 1 - kForcedNewestTiles;
+  if (newest <= kForcedSinkTiles) return false;
+  row.newest = {.first = newest * kTilePages, .last = (tile + 1) * kTilePages};
+  row.selection = static_cast<int>(plan->selections.size());
+  // Every other tile before the newest ones a run of its own.
+  plan->selections.push_back({.capacity = (newest + 1) / 2});
+  plan->rows.push_back(row);
+  return true;
+}
+
 }  // namespace
 
 int64_t FirstSparsePosition(const AttentionSettings& settings) {
@@ -51,6 +64,16 @@ int64_t FirstSparsePosition(const AttentionSettings& settings) {
   return 0;
 }
 
+int64_t FirstBlockSparsePosition(const AttentionSettings& settings) {
+  if (!settings.selects_tiles()) return std::numeric_limits<int64_t>::max();
+  return std::max(FirstSparsePosition(settings), settings.prefill_min_position);
+}
+
+int64_t ResumePosition(const AttentionSettings& settings, int64_t num_tokens) {
+  const int64_t tile = RoundDown(num_tokens, kTileTokens);
+  return tile >= FirstBlockSparsePosition(settings) ? tile : num_tokens;
+}
+
 int BudgetPages(const AttentionSettings& settings) {
   return settings.token_budget / kPageTokens;
 }
@@ -64,6 +87,7 @@ void PlanPrefill(const AttentionSettings& settings,
                  const RowRange& range,
                  PagePlan* plan) {
   const int64_t first_sparse = FirstSparsePosition(settings);
+  const int64_t first_block_sparse = FirstBlockSparsePosition(settings);
   const int64_t end = range.first_position + range.num_rows;
   for (int64_t p = range.first_position; p < end;) {
     int64_t next = std::min(end, RoundDown(p, kTileTokens) + kTileTokens);
@@ -75,6 +99,10 @@ void PlanPrefill(const AttentionSettings& settings,
                   .first_query = range.first_row + static_cast<int>(p - range.first_position),
                   .num_queries = static_cast<int>(next - p),
                   .first_position = p};
+      if (way == Way::kRetrieval && row.num_queries == kTileTokens && p >= first_block_sparse &&
+          AddSelectedTile(row, plan)) {
+        continue;
+      }
       if (way == Way::kRetrieval || p < first_sparse) {
         AddDense(row, next, plan);
         continue;
@@ -160,12 +188,12 @@ int64_t PagesVisited(const PlanRow& row, std::span<const PageRun> runs) {
   return pages;
 }
 
-int64_t TilesVisited(const PlanRow& row, const PagePlan& plan) {
+int64_t TilesVisited(const PlanRow& row, std::span<const PageRun> runs) {
   const auto tiles = [](PageIdx first, PageIdx last) {
     return (last + kTilePages - 1) / kTilePages - first / kTilePages;
   };
   int64_t visited = tiles(row.newest.first, row.newest.last);
-  for (const PageRun& run : plan.RunsOf(row, 0)) {
+  for (const PageRun& run : runs) {
     const PageIdx last = std::min(run.last, row.newest.first);
     if (last > run.first) visited += tiles(run.first, last);
   }

@@ -16,13 +16,29 @@ namespace lserve {
 inline constexpr int kForcedSinkPages = 1;
 inline constexpr int kForcedNewestPages = 2;
 
+// Tiles of keys that a block-sparse tile of queries always reads: the attention sink, its own
+// (masked causally) and the one before, where most of the attention of text lies.
+inline constexpr int kForcedSinkTiles = 1;
+inline constexpr int kForcedNewestTiles = 2;
+
 // First position that is sparse: 0, settings.min_context, or never.
 int64_t FirstSparsePosition(const AttentionSettings& settings);
+// First position whose tile may be block-sparse in the retrieval way; may be never. Only complete
+// tiles are: the estimate needs all 128 queries.
+int64_t FirstBlockSparsePosition(const AttentionSettings& settings);
+
+// The last position <= `num_tokens` where a prompt may be cut in two (a chunk's or a kept prefix's
+// end) so that the parts give the K/V of the whole. A tile that could be block-sparse must not be
+// cut: its part would be dense.
+int64_t ResumePosition(const AttentionSettings& settings, int64_t num_tokens);
 
 // Adds the rows of a prompt chunk: for each way that has heads, tiles of at most kTileTokens
-// queries at absolute alignment, cut where sparsity begins. Retrieval heads read everything;
-// streaming heads, from the first sparse position on, sink and prefill window. What a query reads
-// depends on its position alone, so any chunking gives the same.
+// queries at absolute alignment, cut where sparsity begins. Retrieval heads read everything or, in
+// complete tiles from the first block-sparse position on, a list that SelectTiles has to write
+// first: such a row names a table of its own, whose memory the caller provides. Streaming heads
+// read, from the first sparse position on, sink and prefill window. What a query reads depends on
+// its position and on tokens up to its tile's end alone, so any chunking that ends at a
+// ResumePosition gives the same.
 void PlanPrefill(const AttentionSettings& settings,
                  const KvLayout& layout,
                  const RowRange& range,
@@ -59,8 +75,8 @@ int64_t StreamingKeepFrom(const AttentionSettings& settings, int64_t next_positi
 // The end of the sink that must stay: in whole tiles, since prefill lists are in tiles.
 int64_t StreamingSinkEnd(const AttentionSettings& settings);
 
-// Key tiles of kTileTokens keys that a prefill row visits, per head.
-int64_t TilesVisited(const PlanRow& row, const PagePlan& plan);
+// Key tiles of kTileTokens keys that a prefill row with these runs visits for one head.
+int64_t TilesVisited(const PlanRow& row, std::span<const PageRun> runs);
 // Pages that a row of a decode plan visits for one head.
 int64_t PagesVisited(const PlanRow& row, std::span<const PageRun> runs);
 

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <set>
 
 #include "kv/kv_layout.h"
@@ -90,6 +91,125 @@ INSTANTIATE_TEST_SUITE_P(Edges,
                                          PrefillCase{16, 100, AttentionMode::kAuto, 512},
                                          PrefillCase{16, 100, AttentionMode::kAuto, 5000},
                                          PrefillCase{16, 100, AttentionMode::kDense, 0}));
+
+AttentionSettings BlockSparse() {
+  AttentionSettings s;
+  s.mode = AttentionMode::kSparse;
+  s.prefill_threshold = 0.9;
+  s.prefill_min_position = 640;
+  return s;
+}
+
+// Complete tiles from the first block-sparse position on name a list of their own, and read the
+// tile before and their own whatever is in it.
+TEST(BlockSparsePrefillPlan, CompleteTilesReadAList) {
+  const AttentionSettings s = BlockSparse();
+  PagePlan plan;
+  PlanPrefill(s, BothWays(), {.sequence = 0, .first_row = 7, .num_rows = 1000, .first_position = 0},
+              &plan);
+  std::vector<int64_t> selected;
+  for (const PlanRow& row : plan.rows) {
+    if (row.way == Way::kStreaming) {
+      EXPECT_EQ(row.selection, kNoSelection);
+      continue;
+    }
+    if (row.selection == kNoSelection) {
+      EXPECT_EQ(row.newest.first, 0) << "dense";
+      continue;
+    }
+    selected.push_back(row.first_position);
+    EXPECT_EQ(row.selection, static_cast<int>(selected.size()) - 1) << "a list of its own";
+    EXPECT_EQ(row.num_queries, kTileTokens);
+    EXPECT_EQ(row.first_query, 7 + row.first_position);
+    EXPECT_EQ(row.newest.first, (row.first_position - kTileTokens) / kPageTokens);
+    EXPECT_EQ(row.newest.last, (row.first_position + kTileTokens) / kPageTokens);
+    EXPECT_EQ(row.sink_end, 0);
+    EXPECT_EQ(row.window, kNoWindow);
+    // Every other tile before the newest ones a run of its own.
+    const SelectionTable& table = plan.selections[static_cast<size_t>(row.selection)];
+    EXPECT_EQ(table.capacity, (row.first_position / kTileTokens - 1 + 1) / 2);
+  }
+  // The tile at 896 has 104 queries only.
+  EXPECT_EQ(selected, (std::vector<int64_t>{640, 768}));
+}
+
+TEST(BlockSparsePrefillPlan, FirstPositionIsTheLaterOfBothLimits) {
+  AttentionSettings s = BlockSparse();
+  EXPECT_EQ(FirstBlockSparsePosition(s), 640);
+  s.mode = AttentionMode::kAuto;
+  s.min_context = 1000;
+  EXPECT_EQ(FirstBlockSparsePosition(s), 1000);
+  const auto none = std::numeric_limits<int64_t>::max();
+  s.mode = AttentionMode::kDense;
+  EXPECT_EQ(FirstBlockSparsePosition(s), none);
+  for (const double threshold : {0.0, 1.0}) {
+    s = BlockSparse();
+    s.prefill_threshold = threshold;
+    EXPECT_EQ(FirstBlockSparsePosition(s), none);
+  }
+}
+
+// With fewer tiles than the forced ones and one more there is nothing to choose.
+TEST(BlockSparsePrefillPlan, TheFirstTilesAreDense) {
+  AttentionSettings s = BlockSparse();
+  s.prefill_min_position = 0;
+  PagePlan plan;
+  PlanPrefill(s, BothWays(), {.sequence = 0, .first_row = 0, .num_rows = 512, .first_position = 0},
+              &plan);
+  std::vector<int64_t> selected;
+  for (const PlanRow& row : plan.rows) {
+    if (row.selection != kNoSelection) selected.push_back(row.first_position);
+  }
+  EXPECT_EQ(selected, (std::vector<int64_t>{384}));
+}
+
+// The prefix rule: cutting a prompt at a ResumePosition leaves the plan of every query as it was.
+TEST(BlockSparsePrefillPlan, ResumePositionsDoNotCutABlockSparseTile) {
+  for (const int64_t first : {0, 600, 640, 700}) {
+    AttentionSettings s = BlockSparse();
+    s.prefill_min_position = first;
+    PagePlan whole;
+    PlanPrefill(s, BothWays(),
+                {.sequence = 0, .first_row = 0, .num_rows = 1024, .first_position = 0}, &whole);
+    for (int64_t n = 1; n < 1024; n += 13) {
+      const int64_t cut = ResumePosition(s, n);
+      ASSERT_LE(cut, n);
+      ASSERT_GT(cut, n - kTileTokens);
+      PagePlan parts;
+      if (cut > 0) {
+        PlanPrefill(
+            s, BothWays(),
+            {.sequence = 0, .first_row = 0, .num_rows = static_cast<int>(cut), .first_position = 0},
+            &parts);
+      }
+      PlanPrefill(s, BothWays(),
+                  {.sequence = 0,
+                   .first_row = static_cast<int>(cut),
+                   .num_rows = static_cast<int>(1024 - cut),
+                   .first_position = cut},
+                  &parts);
+      const auto selected = [](const PagePlan& plan) {
+        std::vector<int64_t> positions;
+        for (const PlanRow& row : plan.rows) {
+          if (row.selection != kNoSelection) positions.push_back(row.first_position);
+        }
+        return positions;
+      };
+      ASSERT_EQ(selected(parts), selected(whole)) << n << " first " << first;
+    }
+    if (first == 600) {
+      EXPECT_EQ(ResumePosition(s, 639), 639) << "in a dense tile";
+    }
+    EXPECT_EQ(ResumePosition(s, 900), 896);
+  }
+}
+
+TEST(BlockSparsePrefillPlan, TilesVisitedCountsTheList) {
+  PlanRow row;
+  row.newest = {12, 16};
+  const std::vector<PageRun> runs = {{0, 2}, {6, 10}, {10, 14}};
+  EXPECT_EQ(TilesVisited(row, runs), 2 + 1 + 2 + 1);
+}
 
 // A selection table on the host, filled by hand.
 struct HandTable {
@@ -288,7 +408,8 @@ TEST(Settings, ProblemsNameTheFlag) {
   s.token_budget = 255;
   s.recent_tokens = 0;
   s.selector_interval = -1;
-  ASSERT_EQ(s.Problems().size(), 3u);
+  s.prefill_threshold = 1.5;
+  ASSERT_EQ(s.Problems().size(), 4u);
   EXPECT_NE(s.Problems()[0].find("--sparse-token-budget is 255"), std::string::npos);
 }
 
@@ -315,6 +436,20 @@ TEST(Settings, PrefixKeyHoldsWhatPrefillDependsOn) {
   b = a;
   b.prefill_recent_tokens = 1000;
   EXPECT_FALSE(SamePrefill(a, b));
+  b = a;
+  b.prefill_threshold = 0.9;
+  a.prefill_threshold = 0;
+  EXPECT_FALSE(SamePrefill(a, b));
+  a.prefill_threshold = 0.8;
+  EXPECT_FALSE(SamePrefill(a, b));
+  a.prefill_threshold = 0.9;
+  EXPECT_TRUE(SamePrefill(a, b));
+  b.prefill_min_position = 1 << 20;
+  EXPECT_FALSE(SamePrefill(a, b));
+  a.prefill_threshold = b.prefill_threshold = 1.0;  // off, both
+  EXPECT_TRUE(SamePrefill(a, b));
+  a.prefill_threshold = 0.0;
+  EXPECT_TRUE(SamePrefill(a, b));
   a.mode = b.mode = AttentionMode::kDense;
   EXPECT_TRUE(SamePrefill(a, b));
   b.mode = AttentionMode::kSparse;

@@ -52,6 +52,7 @@ class Backend {
   virtual Status Rope(const RopeParams& params) = 0;
   virtual Status AppendKv(const AppendKvParams& params) = 0;
   virtual Status SelectPages(const SelectPagesParams& params) = 0;
+  virtual Status SelectTiles(const SelectTilesParams& params) = 0;
   // Rows with up to kTileTokens queries each.
   virtual Status PrefillAttention(const AttentionParams& params) = 0;
   // Rows with few queries (one, or more with speculation) and many pages.

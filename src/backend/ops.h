@@ -141,4 +141,36 @@ struct SelectPagesParams {
   std::span<const SelectRequest> requests;
 };
 
+// The stride of SelectTiles: queries and keys are folded in pieces of a logical page's length.
+inline constexpr int kTileStride = kLogicalPageTokens;
+
+// One complete tile of queries whose key tiles are to be chosen. The tiles [0, sink_tiles) and the
+// `newest_tiles` up to its own are always read; those at the end are not part of the list.
+struct TileSelectRequest {
+  int sequence = 0;
+  int first_query = 0;         // row of q: kTileTokens consecutive queries
+  int64_t first_position = 0;  // a multiple of kTileTokens; their keys are appended
+  int sink_tiles = 1;
+  int newest_tiles = 2;
+  double threshold = 1;
+  SelectionTable table;  // filled for every slot of the layer
+};
+
+// For every KV head of the retrieval way: which key tiles a tile of queries reads (XAttention,
+// arXiv 2503.16428). With stride S, row r of a query head's estimate is queries [r S, r S + S) and
+// column c keys [c S, c S + S) of the sequence; their score is the mean over an antidiagonal,
+// scale / S * sum over s of q[r S + s] k[c S + S - 1 - s]. Each row: softmax over the columns that
+// do not begin ahead of it, summed per key tile. A tile's mass is the mean over rows and over the
+// query heads of the group. The list: the sink, then the heaviest tiles, ties to the lower one,
+// until the masses of what is read reach `threshold` of all; ascending, as runs of pages.
+struct SelectTilesParams {
+  ConstMatrix q;  // as AttentionParams
+  int num_q_heads = 0;
+  float scale = 0;
+  const KvStore* store = nullptr;
+  int layer = 0;
+  std::span<const SequencePages> sequences;
+  std::span<const TileSelectRequest> requests;
+};
+
 }  // namespace lserve

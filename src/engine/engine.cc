@@ -59,6 +59,14 @@ class Engine::Impl {
                    int64_t max_tokens) const;
   Status BuildBatch(const std::vector<Scheduled>& step);
   Status AllocateSelection(Sequence* sequence);
+  Status RequestTileLists();
+  // Lists as the host sees them.
+  struct HostLists {
+    std::vector<int> num_runs;
+    std::vector<PageRun> runs;
+    SelectionTable table;
+  };
+  HostLists CopyLists(const SelectionTable& table, int entries) const;
   void CountWork(const Member& member, Sequence* sequence);
   Status EmitPromptLogits(const Member& member);
   void AfterForward(const Member& member);
@@ -71,6 +79,7 @@ class Engine::Impl {
   RequestId next_id_ = 1;
   Batch batch_;
   std::vector<Member> members_;
+  Buffer tile_list_memory_;         // of the plan's prefill lists
   std::vector<float> host_logits_;  // [vocab], or [kLogitRows, vocab] for prompt logits
 };
 
@@ -226,7 +235,54 @@ Status Engine::Impl::BuildBatch(const std::vector<Scheduled>& step) {
     }
     members_.push_back(member);
   }
+  return RequestTileLists();
+}
+
+// Gives every prefill row that reads a selected list its table, in memory that the next step
+// reuses, and asks for the lists.
+Status Engine::Impl::RequestTileLists() {
+  const size_t entries =
+      static_cast<size_t>(parts_.store->layout().way(Way::kRetrieval).num_entries);
+  const auto run_bytes = [&](const SelectionTable& table) {
+    return entries * static_cast<size_t>(table.capacity) * sizeof(PageRun);
+  };
+  const size_t count_bytes = (entries * sizeof(int) + 63) / 64 * 64;
+  PagePlan& plan = batch_.prefill;
+  size_t bytes = 0;
+  for (const SelectionTable& table : plan.selections) bytes += count_bytes + run_bytes(table);
+  if (bytes > tile_list_memory_.bytes) {
+    tile_list_memory_ = {};  // give back first: both together may be too much
+    tile_list_memory_ = LS_TRY(parts_.backend->Allocate(bytes));
+  }
+  std::byte* memory = tile_list_memory_.as<std::byte>();
+  for (const PlanRow& row : plan.rows) {
+    if (row.selection == kNoSelection) continue;
+    SelectionTable& table = plan.selections[static_cast<size_t>(row.selection)];
+    table.num_runs = reinterpret_cast<int*>(memory);
+    table.runs = reinterpret_cast<PageRun*>(memory + count_bytes);
+    memory += count_bytes + run_bytes(table);
+    const Sequence& sequence = *members_[static_cast<size_t>(row.sequence)].scheduled.sequence;
+    batch_.tile_selects.push_back({.sequence = row.sequence,
+                                   .first_query = row.first_query,
+                                   .first_position = row.first_position,
+                                   .sink_tiles = kForcedSinkTiles,
+                                   .newest_tiles = kForcedNewestTiles,
+                                   .threshold = sequence.attention.prefill_threshold,
+                                   .table = table});
+  }
   return Status();
+}
+
+Engine::Impl::HostLists Engine::Impl::CopyLists(const SelectionTable& table, int entries) const {
+  HostLists lists;
+  lists.num_runs.resize(static_cast<size_t>(entries));
+  lists.runs.resize(static_cast<size_t>(entries) * static_cast<size_t>(table.capacity));
+  parts_.backend->CopyToHost(lists.num_runs.data(), table.num_runs,
+                             lists.num_runs.size() * sizeof(int));
+  parts_.backend->CopyToHost(lists.runs.data(), table.runs, lists.runs.size() * sizeof(PageRun));
+  lists.table = {
+      .capacity = table.capacity, .num_runs = lists.num_runs.data(), .runs = lists.runs.data()};
+  return lists;
 }
 
 void Engine::Impl::CountWork(const Member& member, Sequence* sequence) {
@@ -239,8 +295,17 @@ void Engine::Impl::CountWork(const Member& member, Sequence* sequence) {
     if (entries == 0) continue;
     const int64_t num_keys = row.first_position + row.num_queries;
     if (!member.decodes) {
-      stats.prefill_tiles_visited += TilesVisited(row, plan) * entries;
       stats.prefill_tiles_present += (num_keys + kTileTokens - 1) / kTileTokens * entries;
+      if (row.selection == kNoSelection) {
+        stats.prefill_tiles_visited += TilesVisited(row, plan.RunsOf(row, 0)) * entries;
+        continue;
+      }
+      const HostLists host =
+          CopyLists(plan.selections[static_cast<size_t>(row.selection)], entries);
+      for (int entry = 0; entry < entries; ++entry) {
+        stats.prefill_tiles_visited += TilesVisited(row, host.table.list(entry));
+      }
+      ++stats.tile_selections;
       continue;
     }
     sequence->pages_present += static_cast<double>(NumPages(num_keys)) * entries;
@@ -249,15 +314,9 @@ void Engine::Impl::CountWork(const Member& member, Sequence* sequence) {
           static_cast<double>(PagesVisited(row, plan.RunsOf(row, 0)) * entries);
       continue;
     }
-    const SelectionTable& table = plan.selections[static_cast<size_t>(row.selection)];
-    std::vector<int> counts(static_cast<size_t>(entries));
-    std::vector<PageRun> runs(static_cast<size_t>(entries) * static_cast<size_t>(table.capacity));
-    parts_.backend->CopyToHost(counts.data(), table.num_runs, counts.size() * sizeof(int));
-    parts_.backend->CopyToHost(runs.data(), table.runs, runs.size() * sizeof(PageRun));
-    const SelectionTable host = {
-        .capacity = table.capacity, .num_runs = counts.data(), .runs = runs.data()};
+    const HostLists host = CopyLists(plan.selections[static_cast<size_t>(row.selection)], entries);
     for (int entry = 0; entry < entries; ++entry) {
-      sequence->pages_visited += static_cast<double>(PagesVisited(row, host.list(entry)));
+      sequence->pages_visited += static_cast<double>(PagesVisited(row, host.table.list(entry)));
     }
   }
   if (!member.decodes) return;
@@ -291,7 +350,8 @@ void Engine::Impl::AfterForward(const Member& member) {
   sequence->stats.kv_bytes = std::max<uint64_t>(sequence->stats.kv_bytes, cache.bytes());
   CountWork(member, sequence);
   const int64_t done = cache.num_tokens();
-  if (!member.decodes && done == sequence->request.keep_prefix) {
+  if (!member.decodes && sequence->request.keep_prefix > 0 &&
+      done == ResumePosition(sequence->attention, sequence->request.keep_prefix)) {
     const auto begin = sequence->request.prompt.begin();
     prefixes_.Add(std::vector<int32_t>(begin, begin + done), sequence->attention, cache.Fork(done));
   }

@@ -14,8 +14,9 @@ int64_t UsableTokens(std::span<const int32_t> prompt,
                      std::span<const int32_t> tokens,
                      const SequenceCache& cache) {
   const auto differ = std::mismatch(prompt.begin(), prompt.end(), tokens.begin(), tokens.end());
-  const int64_t common =
-      std::min<int64_t>(differ.first - prompt.begin(), static_cast<int64_t>(prompt.size()) - 1);
+  const int64_t common = ResumePosition(
+      settings,
+      std::min<int64_t>(differ.first - prompt.begin(), static_cast<int64_t>(prompt.size()) - 1));
   const bool untrimmed = cache.streaming_first_token() == 0;
   const bool window_there =
       StreamingKeepFrom(settings, common, /*in_prompt=*/true) >= cache.streaming_first_token();

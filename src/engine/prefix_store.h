@@ -20,7 +20,8 @@ class PrefixStore {
   // A cache with as many leading tokens of `prompt` as some kept prefix can give, at least one
   // and never all of them (the last one's logits are needed). Nothing if there is none: only a
   // prefix computed under settings that give the same keys and values counts, and it may be
-  // resumed only where the streaming window of the next query is still there.
+  // resumed only where the streaming window of the next query is still there, and at a
+  // ResumePosition of the settings.
   std::optional<SequenceCache> Find(std::span<const int32_t> prompt,
                                     const AttentionSettings& settings);
 

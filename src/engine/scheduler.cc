@@ -72,7 +72,8 @@ void Scheduler::Admit() {
 int Scheduler::ChunkSize(const Sequence& sequence, int budget, bool step_is_empty) const {
   const int64_t from = sequence.cache.num_tokens();
   int64_t goal = sequence.prompt_size();
-  if (sequence.request.keep_prefix > from) goal = std::min(goal, sequence.request.keep_prefix);
+  const int64_t keep = ResumePosition(sequence.attention, sequence.request.keep_prefix);
+  if (keep > from) goal = std::min(goal, keep);
   if (goal - from <= budget) return static_cast<int>(goal - from);
   const int64_t aligned = (from + budget) / kTileTokens * kTileTokens;
   if (aligned > from) return static_cast<int>(aligned - from);

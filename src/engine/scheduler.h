@@ -41,8 +41,8 @@ class Scheduler {
 
   // Admits what fits and picks the next step: every decoding sequence with one token, then prompt
   // chunks in order of arrival while max_num_batched_tokens lasts. Chunks end at multiples of
-  // kTileTokens, at the prompt's end or where a prefix is to be kept. Cache pages for all of it
-  // are reserved.
+  // kTileTokens, at the prompt's end or where a prefix is to be kept (at a ResumePosition). Cache
+  // pages for all of it are reserved.
   std::vector<Scheduled> Schedule();
 
   // Every sequence, running ones first.

@@ -30,6 +30,7 @@ void Batch::Clear() {
   prefill.Clear();
   decode.Clear();
   selects.clear();
+  tile_selects.clear();
 }
 
 Result<std::unique_ptr<LlamaModel>> LlamaModel::Load(const Checkpoint& checkpoint,
@@ -146,6 +147,15 @@ Status LlamaModel::Attention(const Batch& batch, int layer, KvStore* store) {
                             .store = store,
                             .layer = layer,
                             .sequences = batch.sequences};
+  if (!batch.tile_selects.empty()) {
+    LS_TRY(backend_->SelectTiles({.q = q,
+                                  .num_q_heads = num_q_heads,
+                                  .scale = scale,
+                                  .store = store,
+                                  .layer = layer,
+                                  .sequences = batch.sequences,
+                                  .requests = batch.tile_selects}));
+  }
   if (!batch.prefill.rows.empty()) {
     params.plan = &batch.prefill;
     LS_TRY(backend_->PrefillAttention(params));

@@ -23,6 +23,7 @@ struct Batch {
   PagePlan prefill;
   PagePlan decode;
   std::vector<SelectRequest> selects;
+  std::vector<TileSelectRequest> tile_selects;  // for rows of `prefill`
 
   void Clear();
 };

@@ -66,8 +66,11 @@ TEST(Usage, WhatThisVersionLacksIsRefusedByName) {
   ExpectUsageError({"run", kModel, "--quantization", "awq"}, "--quantization is not implemented");
   ExpectUsageError({"run", kModel, "--audit-rate", "0.1"}, "--audit-rate is not implemented");
   ExpectUsageError({"run", kModel, "--explain"}, "--explain is not implemented");
-  ExpectUsageError({"run", kModel, "--sparse-prefill-threshold", "0.9"},
-                   "--sparse-prefill-threshold is not implemented");
+}
+
+TEST(Usage, AShareBeyondEverythingIsRefused) {
+  ExpectUsageError({"run", kModel, "--sparse-prefill-threshold", "1.5"},
+                   "--sparse-prefill-threshold");
 }
 
 TEST(Usage, ValuesOfRepeatableOptionsStayAsTheyAre) {
@@ -99,9 +102,16 @@ TEST(Usage, HelpTeaches) {
 }
 
 TEST(Usage, AliasesSetTheSameOption) {
-  const ProgramResult result =
-      Lserve({"run", "-m", kModel, "-c", "128k", "--temp", "0.5", "-n", "7", "-ctk", "int8", "-t",
-              "3", "-np", "4", "-ub", "1k", "--print-config"});
+  const ProgramResult result = Lserve({"run",  "-m",
+                                       kModel, "-c",
+                                       "128k", "--temp",
+                                       "0.5",  "-n",
+                                       "7",    "-ctk",
+                                       "int8", "-t",
+                                       "3",    "-np",
+                                       "4",    "-ub",
+                                       "1k",   "--sparse-prefill-threshold",
+                                       "0.95", "--print-config"});
   ASSERT_EQ(result.exit_status, 0) << result.err;
   const Result<Json> json = ParseJson(result.out);
   ASSERT_TRUE(json.ok());
@@ -114,6 +124,7 @@ TEST(Usage, AliasesSetTheSameOption) {
   EXPECT_EQ(number("max-num-batched-tokens"), 1024);
   EXPECT_EQ(json.value().Find("kv-cache-dtype")->as_string(), "int8");
   EXPECT_EQ(number("sparse-token-budget"), 4096);
+  EXPECT_EQ(number("sparse-prefill-threshold"), 0.95);
 }
 
 TEST(Usage, WhatChangesNothingSaysSo) {

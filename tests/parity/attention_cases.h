@@ -137,12 +137,14 @@ inline std::vector<float> ExpectedCounts(const AttentionCase& c, const PagePlan&
   const int64_t cols = int64_t{c.num_kv_heads} * c.group * c.head_dim;
   std::vector<float> expected(static_cast<size_t>(c.num_rows() * cols), KvHarness::kUntouched);
   for (const PlanRow& row : plan.rows) {
+    int slot = -1;  // of the row's way, in layer 0
     for (int head = 0; head < c.num_kv_heads; ++head) {
       if ((c.kinds[static_cast<size_t>(head)] != 0) != (row.way == Way::kRetrieval)) continue;
+      ++slot;
       for (int i = 0; i < row.num_queries; ++i) {
         int64_t visible = 0;
         std::vector<int64_t> counts(static_cast<size_t>(c.head_dim), 0);
-        ForEachPage(plan, row, 0, [&](PageIdx page) {
+        ForEachPage(plan, row, slot, [&](PageIdx page) {
           for (int64_t k = int64_t{page} * kPageTokens; k < (page + 1) * kPageTokens; ++k) {
             if (!Visible(row, row.first_position + i, k)) continue;
             ++visible;

@@ -167,6 +167,45 @@ class KvHarness {
     return lists;
   }
 
+  // For each request the lists of all slots of a layer; the requests' tables are set here.
+  std::vector<std::vector<std::vector<PageRun>>> SelectTiles(
+      const std::vector<float>& q, std::vector<TileSelectRequest> requests, int layer = 0) {
+    const int64_t cols = shape_.q_cols();
+    const WayLayout& way = layout_.way(Way::kRetrieval);
+    const size_t entries = static_cast<size_t>(way.num_entries);
+    std::vector<std::vector<int>> num_runs(requests.size(), std::vector<int>(entries, -1));
+    std::vector<std::vector<PageRun>> runs(requests.size());
+    for (size_t i = 0; i < requests.size(); ++i) {
+      const int capacity = static_cast<int>(requests[i].first_position / kTileTokens) / 2 + 1;
+      runs[i].assign(entries * static_cast<size_t>(capacity), PageRun{-7, -7});
+      requests[i].table = {
+          .capacity = capacity, .num_runs = num_runs[i].data(), .runs = runs[i].data()};
+    }
+    const std::vector<float> in = Widen(q, cols, 3);
+    const Status status = backend_.SelectTiles(
+        {.q = {in.data(), DType::kF32, static_cast<int64_t>(q.size()) / cols, cols, cols + 3},
+         .num_q_heads = shape_.num_q_heads(),
+         .scale = scale(),
+         .store = store_.get(),
+         .layer = layer,
+         .sequences = sequences_,
+         .requests = requests});
+    EXPECT_TRUE(status.ok()) << status.message();
+    std::vector<std::vector<std::vector<PageRun>>> lists(requests.size());
+    const int first = way.first_entry[static_cast<size_t>(layer)];
+    for (size_t i = 0; i < requests.size(); ++i) {
+      for (int entry = 0; entry < way.num_entries; ++entry) {
+        const bool mine = entry >= first && entry < first + way.num_slots(layer);
+        const int count = num_runs[i][static_cast<size_t>(entry)];
+        EXPECT_EQ(count >= 0, mine) << "entry " << entry;
+        if (!mine || count < 0) continue;
+        const std::span<const PageRun> list = requests[i].table.list(entry);
+        lists[i].emplace_back(list.begin(), list.end());
+      }
+    }
+    return lists;
+  }
+
   void CopyPage(Way way, PageIdx from, PageIdx to, int num_tokens) {
     store_->CopyPage(way, sequences_[0].page(way, from), sequences_[0].page(way, to), num_tokens);
   }

@@ -40,6 +40,38 @@ TEST_P(PrefillParity, EqualsTheReference) {
   }
 }
 
+// Block-sparse tiles: a list per slot, cut off where the newest tiles begin.
+TEST_P(PrefillParity, WalksAListPerSlot) {
+  const std::unique_ptr<Backend> backend = Make(subject());
+  const AttentionCase c = {.name = "lists",
+                           .head_dim = 16,
+                           .num_kv_heads = 3,
+                           .kinds = {1, 0, 1},
+                           .contexts = {6 * kTileTokens, 5 * kTileTokens},
+                           .num_queries = kTileTokens};
+  PagePlan plan = MakePlan(c);
+  int num_runs[2][2] = {{2, 1}, {3, 0}};
+  PageRun runs[2][2][3] = {{{{0, 2}, {6, 8}}, {{0, 4}}}, {{{0, 2}, {4, 6}, {6, 12}}, {}}};
+  for (PlanRow& row : plan.rows) {
+    if (row.way != Way::kRetrieval) continue;
+    const size_t s = static_cast<size_t>(row.sequence);
+    row.selection = static_cast<int>(plan.selections.size());
+    row.num_runs = 0;
+    row.newest.first = row.newest.last - 4;
+    plan.selections.push_back({.capacity = 3, .num_runs = num_runs[s], .runs = runs[s][0]});
+  }
+  ASSERT_EQ(plan.selections.size(), 2u);
+  KvHarness cache(*backend, c.Shape(dtype()), CountingTokens(c.head_dim));
+  cache.Fill(200);
+  const std::vector<float> expected = ExpectedCounts(c, plan);
+  EXPECT_TRUE(Near(cache.Attend(Op::kPrefill, RandomQueries(c), plan), expected, kCountTolerance,
+                   cache.shape().q_cols()));
+  // And a list that is another slot's would show.
+  std::swap(num_runs[0][0], num_runs[0][1]);
+  EXPECT_FALSE(
+      Near(ExpectedCounts(c, plan), expected, 100 * kCountTolerance, cache.shape().q_cols()));
+}
+
 // Layers have different heads of a kind, and one has none.
 TEST_P(PrefillParity, EveryLayerReadsItsOwnPart) {
   const std::unique_ptr<Backend> backend = Make(subject());

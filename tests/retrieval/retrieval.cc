@@ -25,6 +25,14 @@ AttentionSettings SparseAttention(int token_budget) {
   AttentionSettings settings;
   settings.mode = AttentionMode::kSparse;
   settings.token_budget = token_budget;
+  settings.prefill_threshold = 0;
+  return settings;
+}
+
+AttentionSettings BlockSparseAttention(int token_budget, double threshold) {
+  AttentionSettings settings = SparseAttention(token_budget);
+  settings.prefill_threshold = threshold;
+  settings.prefill_min_position = 0;
   return settings;
 }
 

@@ -15,7 +15,10 @@ namespace lserve {
 std::unique_ptr<Engine> MakeNeedleEngine(const std::string& kv_cache_dtype);
 
 AttentionSettings DenseAttention();
+// Retrieval heads read every tile while the prompt is read.
 AttentionSettings SparseAttention(int token_budget);
+// They read selected tiles, from the first position where there is something to choose.
+AttentionSettings BlockSparseAttention(int token_budget, double threshold);
 
 struct RetrievalResult {
   std::vector<std::string> wrong;  // one line per wrong answer

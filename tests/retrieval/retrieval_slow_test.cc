@@ -57,6 +57,10 @@ TEST_P(RetrievalLong, EveryAnswerIsRight) {
     EXPECT_LT(sparse.answers[0].stats.prefill_tiles_visited,
               dense.answers[0].stats.prefill_tiles_visited);
   }
+  const RetrievalResult blocks = AskEverything(
+      *engine, document.value(), BlockSparseAttention(4096, kDefaultPrefillThreshold));
+  EXPECT_LE(blocks.wrong.size(), dense.wrong.size()) << blocks.wrong.front();
+  EXPECT_GT(blocks.answers[0].stats.tile_selections, 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(Lengths,

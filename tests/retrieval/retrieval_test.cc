@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "attention/page_plan.h"
 #include "base/check.h"
 
 namespace lserve {
@@ -82,10 +83,29 @@ TEST_F(Retrieval4k, SparseWithBudget1024) {
   }
 }
 
+// Retrieval heads that read a part of the tiles while the prompt is read.
+TEST_F(Retrieval4k, BlockSparsePrefill) {
+  const RetrievalResult all = Ask(SparseAttention(1024));
+  const RetrievalResult chosen = Ask(BlockSparseAttention(1024, kDefaultPrefillThreshold));
+  EXPECT_THAT(chosen.wrong, IsEmpty());
+  const RequestStats& first = chosen.answers[0].stats;
+  // 4096 tokens are 32 tiles; the first three have nothing to choose, the last one is incomplete.
+  EXPECT_GE(first.tile_selections, 32 - 2 - 3);
+  EXPECT_LE(first.prefill_tiles_visited, all.answers[0].stats.prefill_tiles_visited * 3 / 4);
+  for (size_t i = 1; i < chosen.answers.size(); ++i) {
+    // The document is kept up to the end of a tile.
+    const RequestStats& stats = chosen.answers[i].stats;
+    EXPECT_EQ(stats.cached_tokens % kTileTokens, 0);
+    EXPECT_GT(stats.cached_tokens, all.answers[i].stats.cached_tokens - kTileTokens);
+  }
+}
+
 TEST_F(Retrieval4k, QuantisedKv) {
   for (const char* dtype : {"int8", "int4"}) {
     engine_ = MakeNeedleEngine(dtype);
     EXPECT_THAT(Ask(SparseAttention(1024)).wrong, IsEmpty()) << dtype;
+    EXPECT_THAT(Ask(BlockSparseAttention(1024, kDefaultPrefillThreshold)).wrong, IsEmpty())
+        << dtype;
   }
 }
 

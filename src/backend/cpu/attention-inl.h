@@ -388,6 +388,7 @@ HWY_INLINE void Dequantize(const QuantizedPage& page,
       DequantizePairs<kBits>(page.key_codes, d * kPageTokens + k, affine, affine, keys);
     }
   }
+  if (values == nullptr) return;
   for (int p = 0; p < kPageTokens / 2; ++p) {
     const Affine even = {hn::Set(kF, value.scales[2 * p]), hn::Set(kF, value.mins[2 * p])};
     const Affine odd = {hn::Set(kF, value.scales[2 * p + 1]), hn::Set(kF, value.mins[2 * p + 1])};

@@ -1,6 +1,6 @@
 // Attention kernels for AVX2 with FMA.
 #define LS_BF16_DOT 0
-#include "backend/cpu/attention-inl.h"
+#include "backend/cpu/tile_estimate-inl.h"
 
 namespace lserve {
 
@@ -15,6 +15,9 @@ const AttentionKernels kAttentionAvx2 = {
     .fold_row = FoldRow,
     .pack_bound_query = PackBoundQuery,
     .score_pages = ScorePages,
+    .pack_strided_queries = PackStridedQueries,
+    .score_strided = ScoreStrided,
+    .sum_tile_weights = SumTileWeights,
 };
 
 }  // namespace lserve

@@ -4,6 +4,11 @@
 #include <benchmark/benchmark.h>
 #include <immintrin.h>
 
+#include <algorithm>
+#include <array>
+#include <numeric>
+#include <random>
+
 #include "backend/cpu/attention_test_util.h"
 
 namespace lserve {
@@ -70,6 +75,114 @@ LS_PREFILL(kAvx512Bf16, kInt4);
 LS_PREFILL(kAvx512, kBf16);
 LS_PREFILL(kAvx2, kBf16);
 LS_PREFILL(kGeneric, kBf16);
+
+// A chunk of 4 query tiles at the end of `tokens` tokens, two KV heads of the bundled model's
+// shape: dense, or the estimate and lists that keep `percent` of the tiles (seeded; sink, own and
+// previous tile among them). The three times of one `tokens` belong together.
+struct Chunk {
+  static constexpr int kTiles = 4;
+
+  Chunk(CpuBackend& backend, DType dtype, int num_tokens)
+      : tokens(num_tokens),
+        cache(backend, {.dtype = dtype, .kinds = {1, 1}, .num_tokens = {num_tokens}}) {
+    cache.Fill();
+    q = RandomFloats(static_cast<size_t>(kTiles * kTileTokens * cache.q_cols()), 3);
+    for (int i = 0; i < kTiles; ++i) {
+      DenseRow(dense, 0, Way::kRetrieval, i * kTileTokens, position(i), kTileTokens);
+    }
+  }
+  int64_t position(int i) const { return tokens - (kTiles - i) * kTileTokens; }
+
+  PagePlan Seeded(int percent) {
+    PagePlan plan = dense;
+    std::mt19937 rng(7);
+    const int capacity = NumPages(tokens) / 4 + 1;
+    for (int i = 0; i < kTiles; ++i) {
+      PlanRow& row = plan.rows[static_cast<size_t>(i)];
+      row.selection = i;
+      row.newest.first = row.newest.last - 4;
+      num_runs.emplace_back();
+      runs.emplace_back(static_cast<size_t>(2 * capacity));
+      const int listed = row.newest.first / 2;
+      const int keep = static_cast<int>((listed + 2) * percent / 100) - 2;
+      for (int slot = 0; slot < 2; ++slot) {
+        std::vector<int> order(static_cast<size_t>(listed - 1));
+        std::iota(order.begin(), order.end(), 1);
+        std::shuffle(order.begin(), order.end(), rng);
+        order.resize(static_cast<size_t>(keep - 1));
+        order.push_back(0);
+        std::sort(order.begin(), order.end());
+        int count = 0;
+        PageRun* list = runs.back().data() + slot * capacity;
+        for (const int tile : order) {
+          if (count > 0 && list[count - 1].last == 2 * tile) {
+            list[count - 1].last += 2;
+          } else {
+            list[count++] = {2 * tile, 2 * tile + 2};
+          }
+        }
+        num_runs.back()[static_cast<size_t>(slot)] = count;
+      }
+    }
+    for (size_t i = 0; i < runs.size(); ++i) {
+      plan.selections.push_back(
+          {.capacity = capacity, .num_runs = num_runs[i].data(), .runs = runs[i].data()});
+    }
+    return plan;
+  }
+
+  // Every tile of the chunk asks for its lists; 0.9 of flat attention is the longest list.
+  std::vector<TileSelectRequest> Requests() {
+    const int capacity = NumPages(tokens) / 4 + 1;
+    std::vector<TileSelectRequest> requests;
+    num_runs.resize(kTiles);
+    runs.assign(kTiles, std::vector<PageRun>(static_cast<size_t>(2 * capacity)));
+    for (int i = 0; i < kTiles; ++i) {
+      const size_t at = static_cast<size_t>(i);
+      requests.push_back(
+          {.first_query = i * kTileTokens,
+           .first_position = position(i),
+           .threshold = 0.9,
+           .table = {
+               .capacity = capacity, .num_runs = num_runs[at].data(), .runs = runs[at].data()}});
+    }
+    return requests;
+  }
+
+  int tokens;
+  TestCache cache;
+  std::vector<float> q;
+  PagePlan dense;
+  std::vector<std::array<int, 2>> num_runs;  // [tile][slot]
+  std::vector<std::vector<PageRun>> runs;    // [tile], two lists each
+};
+
+void BM_PrefillChunk(benchmark::State& state, DType dtype) {
+  CpuBackend backend(BestCpuIsa(), 1);
+  Chunk chunk(backend, dtype, static_cast<int>(state.range(0)));
+  const int percent = static_cast<int>(state.range(1));
+  const PagePlan plan = percent == 100 ? chunk.dense : chunk.Seeded(percent);
+  for (auto _ : state) benchmark::DoNotOptimize(chunk.cache.Attend(Op::kPrefill, chunk.q, plan));
+}
+void BM_SelectTiles(benchmark::State& state, DType dtype) {
+  CpuBackend backend(BestCpuIsa(), 1);
+  Chunk chunk(backend, dtype, static_cast<int>(state.range(0)));
+  const std::vector<TileSelectRequest> requests = chunk.Requests();
+  for (auto _ : state) chunk.cache.SelectTiles(chunk.q, requests);
+}
+#define LS_CHUNK(dtype)                                   \
+  BENCHMARK_CAPTURE(BM_PrefillChunk, dtype, DType::dtype) \
+      ->ArgNames({"tokens", "percent"})                   \
+      ->ArgsProduct({{4096, 8192, 32768}, {100, 50, 25}}) \
+      ->Unit(benchmark::kMicrosecond);                    \
+  BENCHMARK_CAPTURE(BM_SelectTiles, dtype, DType::dtype)  \
+      ->ArgName("tokens")                                 \
+      ->Arg(4096)                                         \
+      ->Arg(8192)                                         \
+      ->Arg(32768)                                        \
+      ->Unit(benchmark::kMicrosecond)
+LS_CHUNK(kBf16);
+LS_CHUNK(kInt8);
 
 // One token over `tokens` tokens of 4 KV heads; bytes are those of K and V.
 void BM_Decode(benchmark::State& state, CpuIsa isa, DType dtype) {

@@ -6,7 +6,7 @@
 #define HWY_BROKEN_EMU128 0
 #define HWY_COMPILE_ONLY_EMU128
 // NOLINTEND(readability-identifier-naming)
-#include "backend/cpu/attention-inl.h"
+#include "backend/cpu/tile_estimate-inl.h"
 
 namespace lserve {
 
@@ -21,6 +21,9 @@ const AttentionKernels kAttentionGeneric = {
     .fold_row = FoldRow,
     .pack_bound_query = PackBoundQuery,
     .score_pages = ScorePages,
+    .pack_strided_queries = PackStridedQueries,
+    .score_strided = ScoreStrided,
+    .sum_tile_weights = SumTileWeights,
 };
 
 }  // namespace lserve

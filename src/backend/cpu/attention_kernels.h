@@ -1,6 +1,6 @@
 // AttentionKernels: the loops of attention, page selection and K/V dequantisation that exist once
 // per instruction set. They know one page and a few rows; lists, masks' geometry, threads and
-// memory are the business of attention.cc and select_pages.cc, their only users.
+// memory are the business of attention.cc, select_pages.cc and select_tiles.cc, their only users.
 #pragma once
 
 #include <cstddef>
@@ -58,6 +58,35 @@ struct ScoreArgs {
   int64_t stride = 0;
 };
 
+// The queries of one head's tile, 128 of them, for score_strided.
+struct StridedQueryArgs {
+  const float* q = nullptr;  // [128, width]
+  int64_t q_stride = 0;      // floats from query to query
+  int width = 0;
+  int head_dim = 0;        // width and zeros
+  void* packed = nullptr;  // [128 * head_dim] elements of query_element_bytes, aligned
+};
+
+// scores[r][4 p + c] = sum over s of q[16 r + s] k[15 - s] over the keys of logical page c of page
+// p, for the 8 rows r of a tile.
+struct StridedScoreArgs {
+  int head_dim = 0;
+  const void* q = nullptr;  // from pack_strided_queries
+  int num_pages = 0;
+  const uint16_t* const* keys = nullptr;  // [num_pages] -> PageTile::keys
+  float* scores = nullptr;                // [8, stride]
+  int64_t stride = 0;
+};
+
+// sums[t] = sum over the 8 columns c of tile t, of the first num_columns, of 2^(scale (score -
+// max)).
+struct TileWeightArgs {
+  float* scores = nullptr;  // room for num_columns, rounded up to 16; overwritten
+  int num_columns = 0;      // at least 1
+  float scale = 0;          // times log2(e)
+  float* sums = nullptr;    // [num_columns / 8, rounded up]
+};
+
 // One key or value vector of a token. `stored` is what attention will read, in bf16.
 struct QuantizeRowArgs {
   const float* x = nullptr;  // [head_dim]
@@ -76,7 +105,7 @@ struct AttentionKernels {
   // Folds one page into the state of every row. A row's state depends on its own query, mask and
   // pages only, not on num_rows.
   void (*attend_page)(const AttendArgs& args);
-  // 4 or 8 bits -> tile [head_dim * 64] each, equal to kv_quant.h bit for bit.
+  // 4 or 8 bits -> tile [head_dim * 64] each, equal to kv_quant.h bit for bit. Null: not wanted.
   void (*dequantize_page)(
       const QuantizedPage& page, int bits, int head_dim, uint16_t* keys, uint16_t* values);
   // The ops of AppendKv on a row of head_dim: ToBf16 of each; smallest and largest after
@@ -89,6 +118,10 @@ struct AttentionKernels {
   void (*pack_bound_query)(const float* q, int head_dim, void* packed);
   // Largest min/max bound of q k over the logical pages of each page.
   void (*score_pages)(const ScoreArgs& args);
+  // Of SelectTiles.
+  void (*pack_strided_queries)(const StridedQueryArgs& args);
+  void (*score_strided)(const StridedScoreArgs& args);
+  float (*sum_tile_weights)(const TileWeightArgs& args);  // the maximum
 };
 
 const AttentionKernels& GetAttentionKernels(CpuIsa isa);

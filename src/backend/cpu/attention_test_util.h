@@ -126,6 +126,21 @@ class TestCache {
     LS_CHECK(status.ok());
   }
 
+  // The same for the tiles of a plan's queries.
+  void SelectTiles(const std::vector<float>& q,
+                   const std::vector<TileSelectRequest>& requests) const {
+    const Status status =
+        backend_.SelectTiles({.q = {q.data(), DType::kF32,
+                                    static_cast<int64_t>(q.size()) / q_cols(), q_cols(), q_cols()},
+                              .num_q_heads = num_q_heads(),
+                              .scale = scale(),
+                              .store = store.get(),
+                              .layer = 0,
+                              .sequences = sequences,
+                              .requests = requests});
+    LS_CHECK(status.ok());
+  }
+
   // The keys (or values) of a token of a head as stored: bf16 of what quantisation leaves.
   std::vector<double> Stored(const std::vector<float>& rows, int64_t token, int head) const;
 

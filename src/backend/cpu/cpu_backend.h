@@ -49,8 +49,9 @@ class CpuBackend final : public Backend {
                                                const PageId (&max_pages)[kNumWays]) override;
   Status AppendKv(const AppendKvParams& params) override;
 
-  // attention.cc, select_pages.cc
+  // attention.cc, select_pages.cc, select_tiles.cc
   Status SelectPages(const SelectPagesParams& params) override;
+  Status SelectTiles(const SelectTilesParams& params) override;
   Status PrefillAttention(const AttentionParams& params) override;
   Status DecodeAttention(const AttentionParams& params) override;
 

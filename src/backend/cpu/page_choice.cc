@@ -81,4 +81,33 @@ std::vector<PageRun> MergeRuns(const SelectRequest& request,
   return runs;
 }
 
+std::vector<PageRun> ChooseTiles(const TileSelectRequest& request, std::span<const double> masses) {
+  constexpr int kTilePages = kTileTokens / kPageTokens;
+  const int num_tiles = static_cast<int>(masses.size());
+  const int listed = std::max(0, num_tiles - request.newest_tiles);
+  const int sink = std::min(request.sink_tiles, listed);
+  // NaN (from a broken model) has no order, and std::sort needs one.
+  const auto mass = [&](int tile) {
+    const double m = masses[static_cast<size_t>(tile)];
+    return m >= 0 ? m : 0.0;
+  };
+  double all = 0, read = 0;
+  for (int tile = 0; tile < num_tiles; ++tile) {
+    all += mass(tile);
+    if (tile < sink || tile >= listed) read += mass(tile);
+  }
+  std::vector<int> order(static_cast<size_t>(listed - sink));
+  std::iota(order.begin(), order.end(), sink);
+  std::sort(order.begin(), order.end(),
+            [&](int a, int b) { return mass(a) != mass(b) ? mass(a) > mass(b) : a < b; });
+  size_t count = 0;
+  while (count < order.size() && read < request.threshold * all) read += mass(order[count++]);
+  order.resize(count);
+  std::sort(order.begin(), order.end());
+  std::vector<PageRun> runs;
+  Add(runs, {0, sink * kTilePages});
+  for (const int tile : order) Add(runs, {tile * kTilePages, (tile + 1) * kTilePages});
+  return runs;
+}
+
 }  // namespace lserve

@@ -1,5 +1,5 @@
-// The part of page selection that is no SIMD: which pages are free to choose from, softmax over
-// scores, the best ones, runs. Used by select_pages.cc and its tests.
+// The part of page and tile selection that is no SIMD: which pages are free to choose from, softmax
+// over scores, the best ones, runs. Used by select_pages.cc, select_tiles.cc and their tests.
 #pragma once
 
 #include <span>
@@ -33,5 +33,9 @@ std::vector<PageIdx> BestPages(std::span<const double> mass, int count);
 std::vector<PageRun> MergeRuns(const SelectRequest& request,
                                const FreePages& free,
                                std::span<const PageIdx> chosen);
+
+// The listed tiles of a query tile whose key tiles have these masses (ops.h, SelectTilesParams):
+// ascending runs of pages, none touching another.
+std::vector<PageRun> ChooseTiles(const TileSelectRequest& request, std::span<const double> masses);
 
 }  // namespace lserve

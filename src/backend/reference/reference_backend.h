@@ -31,6 +31,7 @@ class ReferenceBackend final : public Backend {
   Status Rope(const RopeParams& params) override;
   Status AppendKv(const AppendKvParams& params) override;
   Status SelectPages(const SelectPagesParams& params) override;
+  Status SelectTiles(const SelectTilesParams& params) override;
   Status PrefillAttention(const AttentionParams& params) override;
   Status DecodeAttention(const AttentionParams& params) override;
 };
