@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <vector>
 
 #include "base/check.h"
@@ -13,9 +14,8 @@
 namespace lserve {
 namespace {
 
-// A ceiling is the best of many loops, each shorter than a scheduler's time slice: on a busy
-// machine some of them still run undisturbed on every core. The gauge is long enough to meet the
-// neighbours.
+// A ceiling is the best of many loops, each shorter than a scheduler's time slice; the gauge is
+// long enough to meet the neighbours.
 constexpr double kLoopSeconds = 0.002;
 constexpr int kLoops = 40;
 constexpr double kGaugeSeconds = 0.020;
@@ -25,6 +25,13 @@ constexpr int kItemsPerThread = 16;
 constexpr int64_t kReadBytes = int64_t{256} << 20;
 constexpr int64_t kReadLoopBytes = int64_t{32} << 20;
 constexpr int64_t kReadItemBytes = int64_t{1} << 20;
+
+// Processor time of this thread.
+double ThreadSeconds() {
+  timespec now = {};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
+}
 
 }  // namespace
 
@@ -48,23 +55,37 @@ CeilingMeter::CeilingMeter(CpuIsa isa, int num_threads)
 }
 
 template <class Sink>
-double CeilingMeter::Rate(void (*loop)(int64_t, Sink*), double work_per_step, double seconds) {
-  if (loop == nullptr) return 0;
+CeilingMeter::LoopRate CeilingMeter::Rate(void (*loop)(int64_t, Sink*),
+                                          double work_per_step,
+                                          double seconds) {
+  if (loop == nullptr) return {};
   // How many steps an item of the right length has, from a short loop on this thread.
   constexpr int64_t kProbeSteps = 5000;
   Sink probe = 0;
   loop(kProbeSteps, &probe);  // wakes the wide units
-  const Stopwatch probing;
+  const double probe_begin = ThreadSeconds();
   loop(kProbeSteps, &probe);
+  const double probe_seconds = std::max(ThreadSeconds() - probe_begin, 1e-9);
   const double item_seconds = seconds / kItemsPerThread;
-  const int64_t steps = std::max<int64_t>(
-      1, static_cast<int64_t>(item_seconds / std::max(probing.seconds(), 1e-9) * kProbeSteps));
+  const int64_t steps =
+      std::max<int64_t>(1, static_cast<int64_t>(item_seconds / probe_seconds * kProbeSteps));
   const int64_t items = int64_t{kItemsPerThread} * num_threads();
-  std::vector<Sink> sinks(static_cast<size_t>(num_threads()) * 64);  // a cache line apart, or more
+  struct alignas(64) Slot {
+    Sink sink = 0;
+    double thread_seconds = 0;
+  };
+  std::vector<Slot> slots(static_cast<size_t>(num_threads()));
   const Stopwatch watch;
-  pool_.Run(items,
-            [&](int64_t, int thread) { loop(steps, &sinks[static_cast<size_t>(thread) * 64]); });
-  return static_cast<double>(items * steps) * work_per_step / watch.seconds();
+  pool_.Run(items, [&](int64_t, int thread) {
+    Slot& slot = slots[static_cast<size_t>(thread)];
+    const double begin = ThreadSeconds();
+    loop(steps, &slot.sink);
+    slot.thread_seconds += ThreadSeconds() - begin;
+  });
+  const double work = static_cast<double>(items * steps) * work_per_step;
+  double thread_seconds = 1e-9;
+  for (const Slot& slot : slots) thread_seconds += slot.thread_seconds;
+  return {.wall = work / watch.seconds(), .processor = work / thread_seconds * num_threads()};
 }
 
 double CeilingMeter::ReadRate() {
@@ -97,20 +118,21 @@ double CeilingMeter::ReadRate() {
 CpuCeilings CeilingMeter::Measure() {
   CpuCeilings ceilings;
   for (int i = 0; i < kLoops; ++i) {
-    ceilings.f32_flop_s =
-        std::max(ceilings.f32_flop_s, Rate(kernels_.f32_fma, kernels_.f32_flop, kLoopSeconds));
-    ceilings.bf16_flop_s =
-        std::max(ceilings.bf16_flop_s, Rate(kernels_.bf16_dot, kernels_.bf16_flop, kLoopSeconds));
-    ceilings.int8_op_s =
-        std::max(ceilings.int8_op_s, Rate(kernels_.int8_dot, kernels_.int8_op, kLoopSeconds));
+    ceilings.f32_flop_s = std::max(
+        ceilings.f32_flop_s, Rate(kernels_.f32_fma, kernels_.f32_flop, kLoopSeconds).processor);
+    ceilings.bf16_flop_s = std::max(
+        ceilings.bf16_flop_s, Rate(kernels_.bf16_dot, kernels_.bf16_flop, kLoopSeconds).processor);
+    ceilings.int8_op_s = std::max(
+        ceilings.int8_op_s, Rate(kernels_.int8_dot, kernels_.int8_op, kLoopSeconds).processor);
   }
   ceilings.read_bytes_s = ReadRate();
   return ceilings;
 }
 
 double CeilingMeter::Gauge() {
-  return kernels_.bf16_dot != nullptr ? Rate(kernels_.bf16_dot, kernels_.bf16_flop, kGaugeSeconds)
-                                      : Rate(kernels_.f32_fma, kernels_.f32_flop, kGaugeSeconds);
+  return kernels_.bf16_dot != nullptr
+             ? Rate(kernels_.bf16_dot, kernels_.bf16_flop, kGaugeSeconds).wall
+             : Rate(kernels_.f32_fma, kernels_.f32_flop, kGaugeSeconds).wall;
 }
 
 }  // namespace lserve

@@ -27,19 +27,26 @@ class CeilingMeter {
   // REQUIRES: isa <= BestCpuIsa(). `num_threads` 0: every core this process may use.
   CeilingMeter(CpuIsa isa, int num_threads);
 
-  // The best of 40 loops of 2 ms each, so that neighbours lower no ceiling as long as they leave
-  // every core alone for that long once; about half a second and 256 MiB in all.
+  // The best of 40 loops of about 2 ms each. Arithmetic is counted per second of the threads' own
+  // processor time: it is what the cores can do, whoever else runs on them. (Where two threads
+  // share a core, that holds only while both run.) Memory is shared, so reading it is counted per
+  // second of the clock. About half a second and 256 MiB in all.
   CpuCeilings Measure();
 
-  // FLOP/s of the loop behind dot_flop_s(), once, 20 ms: below the ceiling by what others take.
+  // FLOP/s by the clock of the loop behind dot_flop_s(), once, 20 ms: below the ceiling by what
+  // others take.
   double Gauge();
 
   CpuIsa isa() const { return isa_; }
   int num_threads() const { return pool_.num_threads(); }
 
  private:
+  struct LoopRate {
+    double wall = 0;       // per second of the clock
+    double processor = 0;  // per second of processor time, times threads
+  };
   template <class Sink>
-  double Rate(void (*loop)(int64_t, Sink*), double work_per_step, double seconds);
+  LoopRate Rate(void (*loop)(int64_t, Sink*), double work_per_step, double seconds);
   double ReadRate();
 
   CpuIsa isa_;
