@@ -20,12 +20,13 @@ struct Column {
 constexpr Column kEngineColumns[] = {
     {"test", 18, false},       {"attention", 9, false}, {"tok/s", 9, true}, {"min - max", 19, true},
     {"first token", 11, true}, {"ms/token", 8, true},   {"KV", 9, true},    {"attn time", 9, true},
-    {"of ceiling", 10, true},  {"gauge", 6, true},      {"load", 5, true},
+    {"of ceiling", 10, true},  {"cores", 5, true},      {"gauge", 6, true}, {"load", 5, true},
 };
 
 constexpr Column kKernelColumns[] = {
-    {"kernel", 17, false}, {"shape", 46, false}, {"type", 4, false},       {"time", 9, true},
-    {"GFLOP/s", 8, true},  {"GB/s", 6, true},    {"of ceiling", 17, true}, {"gauge", 6, true},
+    {"kernel", 17, false},    {"shape", 46, false}, {"type", 4, false},
+    {"time", 9, true},        {"GFLOP/s", 8, true}, {"GB/s", 6, true},
+    {"of ceiling", 17, true}, {"cores", 5, true},   {"gauge", 6, true},
 };
 
 std::string Padded(std::string text, const Column& column) {
@@ -149,6 +150,7 @@ std::string EngineTableRow(const EngineTest& test, const CpuCeilings& ceilings) 
        prefill ? "-" : Short(test.ms_per_token), FormatBytes(test.kv_bytes),
        Percent(test.attention_share),
        StrCat(Percent(test.share_of(ceilings)), prefill ? " FLOP" : " read"),
+       FormatFixed(Summarize(test.cores).median, 2),
        Percent(gauge / std::max(ceilings.dot_flop_s(), 1.0)), FormatFixed(test.load_average, 1)});
 }
 
@@ -167,6 +169,7 @@ Json EngineTestToJson(const EngineTest& test, const CpuCeilings& ceilings) {
       {"batch", Json(test.batch)},
       {"decode_tokens", Json(test.decode_tokens)},
       {"seconds", Numbers(test.seconds)},
+      {"cores", Numbers(test.cores)},
       {"tokens_per_second", SummaryToJson(test.tokens_per_second)},
       {"first_token_ms",
        test.first_token_ms.median > 0 ? SummaryToJson(test.first_token_ms) : Json()},
@@ -197,12 +200,13 @@ std::string KernelTableRow(const KernelTest& test, const CpuCeilings& ceilings) 
   const auto rate = [&](double amount, int decimals) {
     return amount > 0 ? FormatFixed(amount / seconds / 1e9, decimals) : std::string("-");
   };
-  return Row(kKernelColumns, {test.op, test.shape, test.dtype, ShortTime(seconds),
-                              rate(test.cost.flop, 1), rate(test.cost.bytes, 1),
-                              roof > 0 ? StrCat(Percent(roof / seconds),
-                                                test.memory_bound(ceilings) ? " read" : " FLOP")
-                                       : "-",
-                              Percent(test.gauge / std::max(ceilings.dot_flop_s(), 1.0))});
+  return Row(
+      kKernelColumns,
+      {test.op, test.shape, test.dtype, ShortTime(seconds), rate(test.cost.flop, 1),
+       rate(test.cost.bytes, 1),
+       roof > 0 ? StrCat(Percent(roof / seconds), test.memory_bound(ceilings) ? " read" : " FLOP")
+                : "-",
+       FormatFixed(test.cores, 2), Percent(test.gauge / std::max(ceilings.dot_flop_s(), 1.0))});
 }
 
 Json KernelTestToJson(const KernelTest& test, const CpuCeilings& ceilings) {
@@ -218,6 +222,7 @@ Json KernelTestToJson(const KernelTest& test, const CpuCeilings& ceilings) {
       {"bytes_s", Json(test.cost.bytes / seconds)},
       {"bound", roof > 0 ? Json(test.memory_bound(ceilings) ? "read" : "flop") : Json()},
       {"ceiling_share", roof > 0 ? Json(roof / seconds) : Json()},
+      {"cores", Json(test.cores)},
       {"gauge_flop_s", Json(test.gauge)},
   });
 }

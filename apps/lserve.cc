@@ -68,8 +68,9 @@ Columns: tok/s is the median of the runs, then the least and the most. first tok
 to its first token; for decode, of the prompt before it. KV: cache bytes of all sequences. attn time:
 share of the time that attention and the choice of its pages take. of ceiling: arithmetic per second
 against a loop in registers (FLOP), or bytes of weights, pages and statistics per second against a
-plain read of memory (read). gauge: the slowest of the 20 ms loops around the runs, against the best
-at start; below 90% others were using the machine. load: the load average. More: bench/README.md.)";
+plain read of memory (read). cores: processors that our threads had on average; well below --threads,
+others took them. gauge: the slowest of the 20 ms loops around the runs, against the ceiling. load: the
+load average. More: bench/README.md.)";
 
 // Everything CLI11 needs while it parses.
 struct CommandLine {

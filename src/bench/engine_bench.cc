@@ -43,8 +43,9 @@ Request MakeRequest(std::vector<int32_t> prompt, int64_t max_tokens, const Bench
 // Collects the samples of one test and turns them into medians.
 class TestBuilder {
  public:
-  void Add(const OpMeter& meter, double seconds) {
+  void Add(const OpMeter& meter, double seconds, double processor_seconds) {
     seconds_.push_back(seconds);
+    cores_.push_back(processor_seconds / seconds);
     attention_share_.push_back(meter.attention_seconds() / seconds);
     flop_.push_back(meter.flop() / seconds);
     bytes_.push_back(meter.bytes() / seconds);
@@ -59,6 +60,7 @@ class TestBuilder {
   // `tokens`: of one sample, of all sequences.
   void Finish(double tokens, EngineTest* test) const {
     test->seconds = seconds_;
+    test->cores = cores_;
     std::vector<double> rates;
     for (const double s : seconds_) rates.push_back(tokens / s);
     test->tokens_per_second = Summarize(rates);
@@ -72,7 +74,7 @@ class TestBuilder {
   }
 
  private:
-  std::vector<double> seconds_, attention_share_, flop_, bytes_, other_;
+  std::vector<double> seconds_, cores_, attention_share_, flop_, bytes_, other_;
   std::vector<double> ops_[kNumOpKinds];
 };
 
@@ -130,10 +132,12 @@ Result<EngineBench::Sample> EngineBench::RunBatch(std::vector<Request> requests,
   size_t begun = 0;
   meter_ = {};
   const Stopwatch watch;
+  const double processor_begin = ProcessorSeconds();
   for (Request& request : requests) tokens[LS_TRY(engine_->Add(std::move(request)))] = 0;
   while (engine_->has_work()) {
     const std::vector<RequestEvent> events = LS_TRY(engine_->Step());
     const double now = watch.seconds();
+    const double processor = ProcessorSeconds() - processor_begin;
     for (const RequestEvent& event : events) {
       if (!event.error.ok()) return event.error;
       if (event.token && ++tokens[event.id] == 1) ++begun;
@@ -143,9 +147,11 @@ Result<EngineBench::Sample> EngineBench::RunBatch(std::vector<Request> requests,
     }
     if (begun == count && sample.first_token_seconds == 0) {
       sample.first_token_seconds = now;
+      sample.first_token_processor = processor;
       sample.prefill = std::exchange(meter_, {});
     }
     sample.decode_seconds = now - sample.first_token_seconds;
+    sample.decode_processor = processor - sample.first_token_processor;
     if (begun < count && !events.empty() && hooks.on_progress) {
       hooks.on_progress(what, events.back().prefill_done, total);
     }
@@ -209,7 +215,7 @@ Result<EngineBench::FirstTokens> EngineBench::RunPrefill(const EngineBenchConfig
       one.push_back(MakeRequest(tokens, 1, config.arms[a]));
       if (keep && repeat == config.repeats - 1) one[0].keep_prefix = prompt;
       const Sample sample = LS_TRY(Measure(std::move(one), &tests[a], hooks));
-      builders[a].Add(sample.prefill, sample.first_token_seconds);
+      builders[a].Add(sample.prefill, sample.first_token_seconds, sample.first_token_processor);
       first_tokens[a].push_back(sample.first_token_seconds * 1e3);
     }
   }
@@ -275,7 +281,7 @@ Status EngineBench::RunDepth(const EngineBenchConfig& config,
                                "; the cache is too small for ", num_arms, " x ", max_batch,
                                " prompts: raise --kv-cache-bytes, or choose one --attention"));
         }
-        builders[a].Add(sample.decode, sample.decode_seconds);
+        builders[a].Add(sample.decode, sample.decode_seconds, sample.decode_processor);
       }
     }
     for (size_t a = 0; a < num_arms; ++a) {

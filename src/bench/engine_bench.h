@@ -46,7 +46,10 @@ struct EngineTest {
   int decode_tokens = 0;
 
   std::vector<double> seconds;  // of each sample
-  Summary tokens_per_second;    // of all sequences together
+  // Of each sample, the processors that its threads had on average: less than their number where
+  // others ran, or where threads had nothing to do.
+  std::vector<double> cores;
+  Summary tokens_per_second;  // of all sequences together
   // From Add() to the first token. Of a decode test: of the prompts that made its depth.
   Summary first_token_ms;
   double ms_per_token = 0;  // of one sequence, median; the mean over the tokens of a sample
@@ -96,8 +99,10 @@ class EngineBench {
  private:
   // What one batch of requests did.
   struct Sample {
-    double first_token_seconds = 0;  // until every sequence has one
-    double decode_seconds = 0;       // from then on
+    double first_token_seconds = 0;    // until every sequence has one
+    double decode_seconds = 0;         // from then on
+    double first_token_processor = 0;  // processor seconds, as the two above
+    double decode_processor = 0;
     OpMeter prefill;
     OpMeter decode;
     uint64_t kv_bytes = 0;

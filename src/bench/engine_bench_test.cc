@@ -156,6 +156,10 @@ TEST(EngineBench, MeterAgreesWithTheFormulas) {
   EXPECT_NEAR(test.flop_per_second * test.seconds[0], linear + attention, 1);
   EXPECT_NEAR(test.tokens_per_second.median, 1000 / test.seconds[0], 1e-9 / test.seconds[0]);
   EXPECT_EQ(test.gauges.size(), 2u);
+  // One thread; the two clocks are read one after the other, and are not the same.
+  ASSERT_EQ(test.cores.size(), 1u);
+  EXPECT_GT(test.cores[0], 0);
+  EXPECT_LT(test.cores[0], 1.1);
   // Ops and what is between them are the whole time, all of it counted once.
   double sum = test.other_seconds;
   for (const double seconds : test.op_seconds) sum += seconds;

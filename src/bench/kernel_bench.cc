@@ -191,12 +191,14 @@ class Runner {
     const double gauge_before = meter_.Gauge();
     std::vector<double> samples;
     const Stopwatch total;
+    const double processor_begin = ProcessorSeconds();
     while (static_cast<int>(samples.size()) < config_.repeats ||
            total.seconds() < config_.min_seconds) {
       const Stopwatch watch;
       for (int i = 0; i < calls; ++i) LS_TRY(call());
       samples.push_back(watch.seconds() / calls);
     }
+    test.cores = (ProcessorSeconds() - processor_begin) / total.seconds();
     test.seconds = Summarize(samples);
     test.gauge = std::min(gauge_before, meter_.Gauge());
     return hooks_.on_test(test);

@@ -19,6 +19,7 @@ struct KernelTest {
   std::string dtype = {};  // of the weight or of the cache
   Summary seconds = {};    // of one call
   OpCost cost = {};        // of one call
+  double cores = 0;        // processors that the threads had on average
   double gauge = 0;        // FLOP/s, the lower of before and after
 
   // The least time that the ceilings allow: arithmetic or memory, whatever is longer.

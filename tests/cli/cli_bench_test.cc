@@ -67,7 +67,7 @@ TEST(CliBench, BothArmsOfAModelAsTableAndJson) {
   EXPECT_THAT(rows[2], StartsWith("| tg3 @ d1024 "));
   EXPECT_THAT(rows[5], StartsWith("| tg3 @ d1024 b2 "));
   for (const std::string& row : rows) {
-    EXPECT_EQ(std::count(row.begin(), row.end(), '|'), 12) << row;
+    EXPECT_EQ(std::count(row.begin(), row.end(), '|'), 13) << row;
     EXPECT_EQ(row.size(), rows[0].size()) << row;
   }
 
@@ -87,6 +87,7 @@ TEST(CliBench, BothArmsOfAModelAsTableAndJson) {
     EXPECT_EQ(line.Find("attention")->as_string(), i % 2 == 1 ? "dense" : "sparse");
     EXPECT_EQ(Number(line, "context"), 1024);
     EXPECT_EQ(line.Find("seconds")->as_array().size(), 2u);
+    EXPECT_EQ(line.Find("cores")->as_array().size(), 2u);
     EXPECT_EQ(line.Find("gauge_flop_s")->as_array().size(), 4u);
     const Json& rate = *line.Find("tokens_per_second");
     EXPECT_LE(Number(rate, "min"), Number(rate, "median"));
