@@ -127,6 +127,21 @@ void FlagSet::AddList(const std::string& names,
   shown_.emplace_back(name.substr(2), std::move(show));
 }
 
+void FlagSet::TextOrBare(const std::string& names,
+                         std::optional<std::string>& field,
+                         const std::string& bare,
+                         const std::string& unit,
+                         const std::string& help) {
+  Add(
+      names, StrCat("[", unit, "]"), help,
+      [&field, bare](const std::string& text) {
+        field = text.empty() ? bare : text;
+        return Status();
+      },
+      [&field] { return field ? Json(*field) : Json(); });
+  app_.get_option(FirstName(names))->expected(0, 1);
+}
+
 void FlagSet::Texts(const std::string& names,
                     std::vector<std::string>& field,
                     const std::string& unit,

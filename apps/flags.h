@@ -38,6 +38,12 @@ class FlagSet {
             std::optional<std::string>& field,
             const std::string& unit,
             const std::string& help);
+  // The same, but the flag may stand alone, which means `bare`.
+  void TextOrBare(const std::string& names,
+                  std::optional<std::string>& field,
+                  const std::string& bare,
+                  const std::string& unit,
+                  const std::string& help);
   // May be repeated, and may take several values at once (see OneValueEach).
   void Texts(const std::string& names,
              std::vector<std::string>& field,

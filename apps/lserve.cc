@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "apps/bench_command.h"
 #include "apps/console.h"
 #include "apps/inspect_command.h"
 #include "apps/interrupt.h"
@@ -25,7 +26,7 @@
 namespace lserve {
 namespace {
 
-constexpr const char kAvailable[] = "available commands: run, tokenize, inspect";
+constexpr const char kAvailable[] = "available commands: run, bench, tokenize, inspect";
 
 constexpr const char kMainFooter[] = R"(
 Examples:
@@ -34,6 +35,7 @@ Examples:
   lserve run models/needle --prompt "Once upon a time" --max-tokens 40
   lserve inspect models/needle                                   # what is in a model directory
   lserve tokenize models/needle --text "Hello" --json
+  lserve bench --shape 1b                                        # how fast is this machine?
 
 A MODEL_DIR is a Hugging Face checkpoint: config.json, *.safetensors, and for text tokenizer.json.
 Exit status: 0 done, 1 a problem with the input or the machine, 2 wrong usage, 130 Ctrl-C.
@@ -53,16 +55,38 @@ Examples:
 Sizes may be written as 128k or 2G (k = 1024). Answers go to stdout, one summary line per answer
 goes to stderr. Names that vLLM and llama.cpp use are accepted too: --ctx-size, --temp, -n, -ctk.)";
 
+constexpr const char kBenchFooter[] = R"(
+Examples:
+  # A model, dense and sparse side by side: prefill of 8K and 32K tokens, decode after them.
+  lserve bench models/needle --prompt 8k,32k --depth 8k,32k
+  # What would Llama-3.2-1B do here? No checkpoint is needed: speed does not depend on weights.
+  lserve bench --shape llama-3.2-1b --prompt 2k --depth 2k --repeat 3
+  # Four sequences at a time, in an 8-bit cache:
+  lserve bench --shape 100m --depth 8k --batch 1,4 --kv-cache-dtype int8
+  # The kernels alone, and every figure as JSON Lines:
+  lserve bench --kernels --json kernels.jsonl
+
+Columns: tok/s is the median of the runs, then the least and the most. first token: from the request
+to its first token; for decode, of the prompt before it. KV: cache bytes of all sequences. attn time:
+share of the time that attention and the choice of its pages take. of ceiling: arithmetic per second
+against a loop in registers (FLOP), or bytes of weights, pages and statistics per second against a
+plain read of memory (read). cores: processors that our threads had on average; well below --threads,
+others took them. gauge: the slowest of the 20 ms loops around the runs, against the ceiling. load: the
+load average. More: bench/README.md.)";
+
 // Everything CLI11 needs while it parses.
 struct CommandLine {
   CLI::App app{"Answers questions about long documents with Llama-family models.", "lserve"};
   CLI::App* run = nullptr;
+  CLI::App* bench = nullptr;
   CLI::App* tokenize = nullptr;
   CLI::App* inspect = nullptr;
   RunOptions run_options;
+  BenchOptions bench_options;
   TokenizeOptions tokenize_options;
   InspectOptions inspect_options;
   std::unique_ptr<FlagSet> run_flags;
+  std::unique_ptr<FlagSet> bench_flags;
   std::unique_ptr<FlagSet> tokenize_flags;
   std::unique_ptr<FlagSet> inspect_flags;
 };
@@ -82,6 +106,12 @@ void Declare(CommandLine& line) {
   AddRunFlags(*line.run_flags, line.run_options);
   line.run->footer(kRunFooter);
 
+  line.bench = line.app.add_subcommand("bench", "how fast a model or a shape runs on this machine");
+  AddModel(line.bench, line.bench_options.engine.config.model_dir);
+  line.bench_flags = std::make_unique<FlagSet>(*line.bench);
+  AddBenchFlags(*line.bench_flags, line.bench_options);
+  line.bench->footer(kBenchFooter);
+
   line.tokenize = line.app.add_subcommand("tokenize", "text to token ids and back");
   AddModel(line.tokenize, line.tokenize_options.model_dir);
   line.tokenize_flags = std::make_unique<FlagSet>(*line.tokenize);
@@ -95,13 +125,13 @@ void Declare(CommandLine& line) {
 
 // The first word, if it is no flag and no command: CLI11's own message would be a riddle.
 int CheckCommand(const std::string& word) {
-  for (const char* planned : {"serve", "bench", "eval", "calibrate"}) {
+  for (const char* planned : {"serve", "eval", "calibrate"}) {
     if (word == planned) {
       return ReportUsage(
           StrCat("command ", word, " is not implemented in lserve ", kVersion, "; ", kAvailable));
     }
   }
-  for (const char* known : {"run", "tokenize", "inspect"}) {
+  for (const char* known : {"run", "bench", "tokenize", "inspect"}) {
     if (word == known) return kExitOk;
   }
   if (word.starts_with("-")) return kExitOk;
@@ -112,6 +142,7 @@ int CheckCommand(const std::string& word) {
 const FlagSet* FlagsOf(const CommandLine& line, const std::vector<std::string>& arguments) {
   if (arguments.empty()) return nullptr;
   if (arguments[0] == "run") return line.run_flags.get();
+  if (arguments[0] == "bench") return line.bench_flags.get();
   if (arguments[0] == "tokenize") return line.tokenize_flags.get();
   if (arguments[0] == "inspect") return line.inspect_flags.get();
   return nullptr;
@@ -121,6 +152,7 @@ int ReportParseError(const CLI::ParseError& error, const CommandLine& line) {
   const CLI::App* command = nullptr;
   const FlagSet* flags = nullptr;
   if (line.run->parsed()) command = line.run, flags = line.run_flags.get();
+  if (line.bench->parsed()) command = line.bench, flags = line.bench_flags.get();
   if (line.tokenize->parsed()) command = line.tokenize, flags = line.tokenize_flags.get();
   if (line.inspect->parsed()) command = line.inspect, flags = line.inspect_flags.get();
   if (command == nullptr) return ReportUsage(StrCat(error.what(), "; see lserve --help"));
@@ -160,8 +192,16 @@ int Run(CommandLine& line) {
   return status.ok() ? kExitOk : ReportError(status);
 }
 
+int Bench(CommandLine& line) {
+  const int flags = CheckFlags(*line.bench_flags, "", false);
+  if (flags != kExitOk) return flags;
+  const Status status = FinishBenchOptions(line.bench_options);
+  return status.ok() ? BenchCommand(line.bench_options) : ReportUsage(status.message());
+}
+
 int Dispatch(CommandLine& line) {
   if (line.run->parsed()) return Run(line);
+  if (line.bench->parsed()) return Bench(line);
   if (line.tokenize->parsed()) {
     const TokenizeOptions& options = line.tokenize_options;
     const int flags = CheckFlags(*line.tokenize_flags, options.model_dir, true);

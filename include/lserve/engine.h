@@ -13,6 +13,7 @@
 namespace lserve {
 
 class Tokenizer;
+struct EngineInputs;  // engine/engine_inputs.h
 struct ModelConfig;
 
 // What an engine is, for people and for --json.
@@ -35,6 +36,8 @@ struct EngineInfo {
 class Engine {
  public:
   static Result<std::unique_ptr<Engine>> Create(const EngineConfig& config);
+  // The same with parts that the caller brings: a model that is in no directory, a metered backend.
+  static Result<std::unique_ptr<Engine>> Create(const EngineConfig& config, EngineInputs inputs);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;

@@ -1,7 +1,5 @@
 #include "backend/registry.h"
 
-#include <optional>
-#include <utility>
 #include <vector>
 
 #include "backend/cpu/cpu_backend.h"
@@ -11,27 +9,6 @@
 
 namespace lserve {
 namespace {
-
-constexpr std::pair<const char*, CpuIsa> kIsaNames[] = {
-    {"generic", CpuIsa::kGeneric},
-    {"avx2", CpuIsa::kAvx2},
-    {"avx512", CpuIsa::kAvx512},
-    {"avx512bf16", CpuIsa::kAvx512Bf16},
-};
-
-Result<CpuIsa> ChooseIsa(const std::string& name) {
-  const CpuIsa best = BestCpuIsa();
-  if (name == "auto") return best;
-  for (const auto& [isa_name, isa] : kIsaNames) {
-    if (name != isa_name) continue;
-    if (isa <= best) return isa;
-    return Status(Code::kUnsupported,
-                  StrCat("--cpu-isa ", name, ": this processor has at most ",
-                         kIsaNames[static_cast<size_t>(best)].first, "; use that or auto"));
-  }
-  return Status(Code::kInvalidArgument,
-                StrCat("--cpu-isa ", name, ": expected auto, generic, avx2, avx512 or avx512bf16"));
-}
 
 // Says what is there, so that the user knows whether the build or the machine lacks something.
 Status NoCudaBackend(const std::string& device) {
@@ -49,7 +26,7 @@ Result<std::unique_ptr<Backend>> MakeBackend(const BackendConfig& config) {
     return std::unique_ptr<Backend>(std::make_unique<ReferenceBackend>());
   }
   if (config.device == "auto" || config.device == "cpu") {
-    const CpuIsa isa = LS_TRY(ChooseIsa(config.cpu_isa));
+    const CpuIsa isa = LS_TRY(ChooseCpuIsa(config.cpu_isa));
     auto backend = std::make_unique<CpuBackend>(isa, config.num_threads);
     if (backend->num_threads() < config.num_threads) {
       return Status(

@@ -447,7 +447,10 @@ Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Engine::~Engine() = default;
 
 Result<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& config) {
-  EngineParts parts = LS_TRY(BuildEngine(config));
+  return Create(config, EngineInputs{});
+}
+Result<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& config, EngineInputs inputs) {
+  EngineParts parts = LS_TRY(BuildEngine(config, std::move(inputs)));
   return std::unique_ptr<Engine>(new Engine(std::make_unique<Impl>(std::move(parts))));
 }
 

@@ -65,13 +65,32 @@ Result<DType> KvDType(const std::string& name) {
                 StrCat("--kv-cache-dtype ", name, ": expected auto, bf16, int8 or int4"));
 }
 
-// Which KV heads stream: the precedence of docs/architecture.md, "Head kinds".
+// An explicit ratio cuts the scores anew; otherwise the file's own kinds hold.
+Result<HeadKinds> KindsOf(const StreamingHeadsFile& file,
+                          std::optional<double> ratio,
+                          const ModelConfig& model,
+                          const std::string& path) {
+  LS_TRY(CheckShape(file, model.num_layers, model.num_kv_heads, path));
+  if (ratio.has_value()) return CutByRatio(file, *ratio);
+  if (file.kind.has_value()) return *file.kind;
+  return Status(Code::kInvalidArgument,
+                StrCat(path,
+                       ": has scores but no kinds; say which share streams with "
+                       "--streaming-ratio (LServe uses 0.5)"));
+}
+
+// Which KV heads stream: the precedence of docs/architecture.md, "Head kinds". `own` is the file
+// that comes with a model in memory.
 Result<HeadKinds> ResolveHeadKinds(const EngineConfig& config,
                                    const ModelConfig& model,
+                                   const std::optional<StreamingHeadsFile>& own,
                                    std::vector<std::string>* warnings) {
   const HeadKinds all_retrieval(static_cast<size_t>(model.num_layers * model.num_kv_heads), 1);
   if (config.streaming_heads == "none") return all_retrieval;
   std::string path = config.streaming_heads;
+  if (path.empty() && own.has_value()) {
+    return KindsOf(*own, config.streaming_ratio, model, model.name);
+  }
   if (path.empty()) {
     path = (std::filesystem::path(config.model_dir) / "streaming_heads.json").string();
     if (!std::filesystem::exists(path)) {
@@ -87,13 +106,7 @@ Result<HeadKinds> ResolveHeadKinds(const EngineConfig& config,
     }
   }
   const StreamingHeadsFile file = LS_TRY(LoadStreamingHeads(path));
-  LS_TRY(CheckShape(file, model.num_layers, model.num_kv_heads, path));
-  if (config.streaming_ratio.has_value()) return CutByRatio(file, *config.streaming_ratio);
-  if (file.kind.has_value()) return *file.kind;
-  return Status(Code::kInvalidArgument,
-                StrCat(path,
-                       ": has scores but no kinds; say which share streams with "
-                       "--streaming-ratio (LServe uses 0.5)"));
+  return KindsOf(file, config.streaming_ratio, model, path);
 }
 
 // Bytes that the kernel says programs can still take without swapping.
@@ -143,7 +156,7 @@ Result<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& model_dir) {
 
 }  // namespace
 
-Result<EngineParts> BuildEngine(const EngineConfig& given) {
+Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) {
   LS_TRY(CheckConfig(given));
   std::vector<std::string> warnings;
   EngineConfig config = given;
@@ -158,7 +171,8 @@ Result<EngineParts> BuildEngine(const EngineConfig& given) {
   const DType kv_dtype = LS_TRY(KvDType(config.kv_cache_dtype));
   EngineParts parts;
   parts.config = config;
-  parts.model_config = LS_TRY(LoadModelConfig(config.model_dir));
+  const bool in_memory = inputs.model.has_value();
+  parts.model_config = in_memory ? inputs.model->config : LS_TRY(LoadModelConfig(config.model_dir));
   const ModelConfig& model = parts.model_config;
   const int64_t max_model_len =
       config.max_model_len > 0 ? config.max_model_len : model.max_position_embeddings;
@@ -175,16 +189,20 @@ Result<EngineParts> BuildEngine(const EngineConfig& given) {
         StrCat("--max-model-len is ", max_model_len, ", expected at most ", *model.sliding_window,
                ", config.json's \"sliding_window\", which is not implemented; lower it"));
   }
-  parts.tokenizer = LS_TRY(LoadTokenizer(config.model_dir));
+  if (!in_memory) parts.tokenizer = LS_TRY(LoadTokenizer(config.model_dir));
   parts.backend = LS_TRY(MakeBackend(
       {.device = config.device, .num_threads = config.num_threads, .cpu_isa = config.cpu_isa}));
-  const HeadKinds kinds = LS_TRY(ResolveHeadKinds(config, model, &warnings));
+  if (inputs.wrap_backend) parts.backend = inputs.wrap_backend(std::move(parts.backend));
+  const std::optional<StreamingHeadsFile> no_heads;
+  const HeadKinds kinds = LS_TRY(
+      ResolveHeadKinds(config, model, in_memory ? inputs.model->heads : no_heads, &warnings));
 
   const int head_dim = static_cast<int>(model.head_dim);
   const KvLayout layout =
       MakeKvLayout(static_cast<int>(model.num_layers), static_cast<int>(model.num_kv_heads),
                    head_dim, kv_dtype, kinds, parts.backend->kv_head_bytes(kv_dtype, head_dim));
-  parts.checkpoint = LS_TRY(Checkpoint::Open(config.model_dir));
+  parts.checkpoint =
+      in_memory ? std::move(inputs.model->checkpoint) : LS_TRY(Checkpoint::Open(config.model_dir));
   parts.model = LS_TRY(LlamaModel::Load(*parts.checkpoint, model, max_model_len,
                                         config.max_num_batched_tokens, parts.backend.get()));
 

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "backend/backend.h"
+#include "engine/engine_inputs.h"
 #include "kv/page_pool.h"
 #include "loader/model_config.h"
 #include "loader/safetensors.h"
@@ -31,6 +32,6 @@ struct EngineParts {
   std::unique_ptr<PagePool> pool;
 };
 
-Result<EngineParts> BuildEngine(const EngineConfig& config);
+Result<EngineParts> BuildEngine(const EngineConfig& config, EngineInputs inputs);
 
 }  // namespace lserve

@@ -8,6 +8,7 @@
 #include <set>
 #include <utility>
 
+#include "base/check.h"
 #include "base/json.h"
 #include "base/strings.h"
 #include "loader/json_fields.h"
@@ -355,6 +356,21 @@ Result<Checkpoint> Checkpoint::Open(const std::string& model_dir) {
       return Corrupt(index, StrCat("maps tensor ", Quoted(tensor), " to ", Quoted(file),
                                    ", which lacks it, expected an index of these shards"));
     }
+  }
+  return checkpoint;
+}
+
+Checkpoint Checkpoint::InMemory(std::string name,
+                                std::vector<TensorInfo> tensors,
+                                std::shared_ptr<const void> memory) {
+  Checkpoint checkpoint;
+  checkpoint.model_dir_ = std::move(name);
+  checkpoint.memory_ = std::move(memory);
+  for (TensorInfo& tensor : tensors) {
+    checkpoint.total_bytes_ += tensor.data.size();
+    std::string key = tensor.name;
+    const bool is_new = checkpoint.tensors_.emplace(std::move(key), std::move(tensor)).second;
+    LS_CHECK(is_new) << "a tensor name comes twice";
   }
   return checkpoint;
 }

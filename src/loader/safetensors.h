@@ -59,6 +59,11 @@ class Checkpoint {
  public:
   // model.safetensors if there is one, otherwise the shards of model.safetensors.index.json.
   static Result<Checkpoint> Open(const std::string& model_dir);
+  // Tensors that are in memory already, for models that were never on disk; `memory` keeps their
+  // bytes alive. REQUIRES: names are unique, data is as large as its shape and aligned.
+  static Checkpoint InMemory(std::string name,
+                             std::vector<TensorInfo> tensors,
+                             std::shared_ptr<const void> memory);
 
   // The usable tensor of that name, or nullptr.
   const TensorInfo* Find(std::string_view name) const;
@@ -80,6 +85,7 @@ class Checkpoint {
   std::string model_dir_;
   std::vector<MappedFile> files_;
   std::vector<std::unique_ptr<std::byte[]>> copies_;  // of misaligned tensors
+  std::shared_ptr<const void> memory_;                // of InMemory
   std::map<std::string, TensorInfo, std::less<>> tensors_;
   std::map<std::string, ListedTensor, std::less<>> listed_;
   size_t total_bytes_ = 0;

@@ -1,5 +1,5 @@
 // A small KV cache with random tokens, and attention over it computed naively in double from the
-// stored values. Used by the tests and benches of the attention ops.
+// stored values. Used by the tests of the attention ops.
 #pragma once
 
 #include <cmath>

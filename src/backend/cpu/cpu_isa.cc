@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "base/strings.h"
+
 namespace lserve {
 namespace {
 
@@ -76,6 +78,19 @@ const char* Name(CpuIsa isa) {
       return "avx512bf16";
   }
   return "";
+}
+
+Result<CpuIsa> ChooseCpuIsa(const std::string& name) {
+  const CpuIsa best = BestCpuIsa();
+  if (name == "auto") return best;
+  for (const CpuIsa isa : kAllCpuIsas) {
+    if (name != Name(isa)) continue;
+    if (isa <= best) return isa;
+    return Status(Code::kUnsupported, StrCat("--cpu-isa ", name, ": this processor has at most ",
+                                             Name(best), "; use that or auto"));
+  }
+  return Status(Code::kInvalidArgument,
+                StrCat("--cpu-isa ", name, ": expected auto, generic, avx2, avx512 or avx512bf16"));
 }
 
 }  // namespace lserve

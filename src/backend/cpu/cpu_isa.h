@@ -2,6 +2,10 @@
 // processor and operating system can run. Used by the kernel tables, the backend and its registry.
 #pragma once
 
+#include <string>
+
+#include "base/status.h"
+
 namespace lserve {
 
 // Each a superset of the one before.
@@ -15,5 +19,8 @@ CpuIsa BestCpuIsa();
 
 // "generic", "avx2", "avx512", "avx512bf16".
 const char* Name(CpuIsa isa);
+
+// What --cpu-isa asks for: a name, or "auto" for the best. An error if this processor lacks it.
+Result<CpuIsa> ChooseCpuIsa(const std::string& name);
 
 }  // namespace lserve

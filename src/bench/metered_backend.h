@@ -1,0 +1,77 @@
+// MeteredBackend: stands between a model and its backend and adds up time, FLOP and bytes of each
+// kind of op. The model, the engine and the backend know nothing of it, so a run without it pays
+// nothing. Used by the engine benches. For backends whose ops are done when they return.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "backend/backend.h"
+#include "bench/op_costs.h"
+
+namespace lserve {
+
+enum class OpKind : uint8_t {
+  kLinear,
+  kPrefillAttention,
+  kDecodeAttention,
+  kSelectPages,
+  kSelectTiles,
+  kAppendKv,
+  kElementwise,
+};
+inline constexpr int kNumOpKinds = 7;
+const char* Name(OpKind kind);  // "linear", "prefill_attention", ...
+
+struct OpTotals {
+  double seconds = 0;
+  OpCost cost;
+};
+
+struct OpMeter {
+  OpTotals totals[kNumOpKinds];
+
+  const OpTotals& of(OpKind kind) const { return totals[static_cast<size_t>(kind)]; }
+  OpTotals& of(OpKind kind) { return totals[static_cast<size_t>(kind)]; }
+  double flop() const;
+  double bytes() const;
+  // Attention and the choice of its pages and tiles.
+  double attention_seconds() const;
+};
+
+class MeteredBackend final : public Backend {
+ public:
+  // `meter` must outlive the backend.
+  MeteredBackend(std::unique_ptr<Backend> inner, OpMeter* meter)
+      : inner_(std::move(inner)), meter_(meter) {}
+
+  std::string name() const override { return inner_->name(); }
+  std::string description() const override { return inner_->description(); }
+  Result<Buffer> Allocate(size_t bytes) override { return inner_->Allocate(bytes); }
+  void CopyToDevice(void* device, const void* host, size_t bytes) override;
+  void CopyToHost(void* host, const void* device, size_t bytes) override;
+  Result<Buffer> ImportConstant(std::span<const std::byte> bytes) override;
+  KvHeadBytes kv_head_bytes(DType dtype, int head_dim) const override;
+  Result<std::unique_ptr<KvStore>> MakeKvStore(const KvLayout& layout,
+                                               const PageId (&max_pages)[kNumWays]) override;
+  Result<LinearWeight> PackLinear(std::span<const WeightPart> parts,
+                                  int64_t in_features,
+                                  std::span<const float> bias) override;
+
+  Status GatherRows(const GatherRowsParams& params) override;
+  Status RmsNorm(const RmsNormParams& params) override;
+  Status Linear(const LinearParams& params) override;
+  Status SiluMul(const SiluMulParams& params) override;
+  Status Rope(const RopeParams& params) override;
+  Status AppendKv(const AppendKvParams& params) override;
+  Status SelectPages(const SelectPagesParams& params) override;
+  Status SelectTiles(const SelectTilesParams& params) override;
+  Status PrefillAttention(const AttentionParams& params) override;
+  Status DecodeAttention(const AttentionParams& params) override;
+
+ private:
+  std::unique_ptr<Backend> inner_;
+  OpMeter* meter_;
+};
+
+}  // namespace lserve
