@@ -73,7 +73,8 @@ Distance Compare(const Logits& a, const Logits& b) {
     d.divergence += std::exp(p) * (p - q);
     if (p > -7) d.largest = std::max(d.largest, std::abs(p - q));
   }
-  d.divergence /= static_cast<double>((a.best.size() + kEvery - 1) / kEvery);
+  const size_t rows = (a.best.size() + kEvery - 1) / kEvery;
+  d.divergence /= static_cast<double>(rows);
   return d;
 }
 
