@@ -107,7 +107,7 @@ Status BenchEngine(const BenchOptions& options, Report& report) {
     LS_TRY(report.Text(EngineTableRow(test, ceilings)));
     return report.Line(EngineTestToJson(test, ceilings));
   };
-  const Status status = bench->Run(options.tests, hooks);
+  Status status = bench->Run(options.tests, hooks);
   progress.Clear();
   return status;
 }

@@ -2,6 +2,7 @@
 """Draws time against context, dense and sparse, from the JSON Lines of `lserve bench`.
 
     tools/plot_bench.py RESULTS.jsonl... --svg OUT.svg     # the plot, and a Markdown table on stdout
+    ... --processor    # processor time / threads: what the clock would have shown, had nobody else run
 
 Several files are read as one run; of two tests of the same name the later one holds. Needs nothing
 but Python's standard library. `--self-test` checks the drawing against numbers made up for it.
@@ -10,6 +11,7 @@ import argparse
 import json
 import math
 import pathlib
+import statistics
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
@@ -40,12 +42,20 @@ def read_results(paths):
     return machine, prefill, decode
 
 
-def prefill_seconds(test):
-    return test["first_token_ms"]["median"] / 1e3
+def clock_time(test, _threads):
+    """Seconds of a run, median."""
+    return statistics.median(test["seconds"])
 
 
-def decode_ms(test):
-    return test["ms_per_token"]
+def processor_time(test, threads):
+    """The same from the processor time of the process, spread over its threads."""
+    return statistics.median(s * c for s, c in zip(test["seconds"], test["cores"])) / threads
+
+
+def values_of(time, threads):
+    """How prefill (seconds) and decode (milliseconds per token) are read from a test."""
+    return (lambda test: time(test, threads),
+            lambda test: time(test, threads) / test["decode_tokens"] * 1e3)
 
 
 def series(tests, value):
@@ -110,12 +120,14 @@ def panel(left, title, unit, data):
     return out
 
 
-def draw(machine, prefill, decode):
+def draw(machine, prefill, decode, time=clock_time):
+    prefill_seconds, decode_ms = values_of(time, machine["threads"])
+    what = "" if time is clock_time else "processor time / threads: "
     model = machine.get("model", {}).get("name", "?")
     note = f', {machine["note"]}' if machine["note"] else ""
     caption = (f'{model}: {machine["processor"]}, {machine["threads"]} threads, {machine["isa"]}{note}')
-    elements = panel(LEFT, "prefill", "seconds to the first token", series(prefill, prefill_seconds))
-    elements += panel(LEFT + PANEL, "decode", "milliseconds per token", series(decode, decode_ms))
+    elements = panel(LEFT, "prefill", f"{what}seconds", series(prefill, prefill_seconds))
+    elements += panel(LEFT + PANEL, "decode", f"{what}milliseconds per token", series(decode, decode_ms))
     total_width, total_height = LEFT + PANEL + WIDTH - LEFT + 20, HEIGHT + 22
     return "\n".join([
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total_width} {total_height}" '
@@ -128,8 +140,9 @@ def draw(machine, prefill, decode):
         "</svg>", ""])
 
 
-def table(prefill, decode):
+def table(machine, prefill, decode, time=clock_time):
     """A Markdown table, one row per context; cores: what the least lucky run had on average."""
+    prefill_seconds, decode_ms = values_of(time, machine["threads"])
     arms = sorted({*prefill, *decode})
     head = ["context"]
     head += [f"prefill {arm}" for arm in arms] + [f"decode {arm}" for arm in arms] + ["cores"]
@@ -149,15 +162,15 @@ def table(prefill, decode):
 def self_test():
     def test(kind, arm, context, value):
         return {"kind": kind, "attention": arm, "context": context, "batch": 1,
-                "first_token_ms": {"median": value}, "ms_per_token": value, "cores": [1.5, 1.75]}
+                "decode_tokens": 4, "seconds": [value, value, 9 * value], "cores": [1.5, 1.75, 2]}
 
     machine = {"kind": "machine", "note": "a note", "processor": "P", "threads": 2, "isa": "i",
                "ceilings": {"bf16_flop_s": None, "f32_flop_s": 2e9}, "model": {"name": "m"}}
     rows = [machine]
     for context in (1024, 2048, 4096):
-        rows.append(test("prefill", "dense", context, 1000 * (context / 1024) ** 2))
-        rows.append(test("prefill", "sparse", context, 1000 * context / 1024))
-    rows.append(test("decode", "dense", 1024, 5))
+        rows.append(test("prefill", "dense", context, (context / 1024) ** 2))
+        rows.append(test("prefill", "sparse", context, context / 1024))
+    rows.append(test("decode", "dense", 1024, 0.02))
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "rows.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -174,9 +187,12 @@ def self_test():
     assert abs(rise[0] - 2 * (sparse[0][1] - sparse[1][1])) < 0.3, (dense, sparse)
     # 1 second is the lowest tick of the prefill diagram, 1024 tokens its left edge.
     assert dense[0] == (LEFT, HEIGHT - BOTTOM), dense
-    text = table(*results[1:]).splitlines()
+    text = table(*results).splitlines()
     assert text[2] == "| 1K | 1 s | 1 s | 5 ms | - | 1.50 |", text[2]
     assert text[4] == "| 4K | 16 s | 4 s | - | - | 1.50 |", text[4]
+    # 1.5, 1.75 and 18 processor seconds on 2 threads.
+    text = table(*results, processor_time).splitlines()
+    assert text[2].startswith("| 1K | 0.875 s | 0.875 s |"), text[2]
     print("plot_bench: self test passed")
 
 
@@ -184,6 +200,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", nargs="*", help="JSON Lines of `lserve bench --json FILE`")
     parser.add_argument("--svg", help="where the plot goes; without it only the table is printed")
+    parser.add_argument("--processor", action="store_true",
+                        help="processor time / threads instead of the clock, for a busy machine")
     parser.add_argument("--self-test", action="store_true")
     arguments = parser.parse_args()
     if arguments.self_test:
@@ -191,9 +209,10 @@ def main():
     if not arguments.results:
         parser.error("no results given, expected a file of `lserve bench --json FILE`")
     results = read_results(arguments.results)
+    time = processor_time if arguments.processor else clock_time
     if arguments.svg:
-        pathlib.Path(arguments.svg).write_text(draw(*results))
-    print(table(*results[1:]))
+        pathlib.Path(arguments.svg).write_text(draw(*results, time))
+    print(table(*results, time))
     return None
 
 
