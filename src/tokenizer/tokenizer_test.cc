@@ -81,10 +81,10 @@ TEST(TokenizerTest, MegabyteWithoutSpace) {
          {mixed, std::string(1'000'000, 'a'), std::string(1'000'000, ' '),
           std::string(1'000'000, ' ') + "x", std::string(1'000'000, '\n'),
           std::string(1'000'000, '7'), std::string(1'000'000, '<'), marks}) {
-      const Stopwatch watch;
+      const double begin = ProcessorSeconds();
       const auto ids = tokenizer->Encode(text);
       ASSERT_TRUE(ids.ok()) << ids.status().message();
-      EXPECT_LT(watch.seconds(), 5.0) << family << " " << text.substr(0, 8);
+      EXPECT_LT(ProcessorSeconds() - begin, 5.0) << family << " " << text.substr(0, 8);
       if (text == marks) continue;  // NFC changes it
       EXPECT_EQ(tokenizer->Decode(ids.value()).value(), text);
     }
