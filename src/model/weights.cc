@@ -81,7 +81,8 @@ class WeightReader {
   Result<LinearWeight> Pack(std::span<const WeightPart> parts,
                             int64_t in_features,
                             std::span<const float> bias) {
-    LinearWeight weight = LS_TRY(backend_->PackLinear(parts, in_features, bias));
+    LinearWeight weight =
+        LS_TRY(backend_->PackLinear(parts, in_features, bias, WeightFormat::kAsStored));
     *bytes_ += weight.data.bytes + weight.scales.bytes + weight.zeros.bytes + weight.bias.bytes;
     return weight;
   }

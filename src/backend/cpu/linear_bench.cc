@@ -15,7 +15,7 @@ namespace {
 
 constexpr int64_t kWorkingSet = int64_t{192} << 20;
 
-// Arguments: instruction set, rows, in features, out features.
+// Arguments: instruction set, rows, in features, out features, bits of a weight (16: bf16).
 void BM_Linear(benchmark::State& state) {
   const CpuIsa isa = static_cast<CpuIsa>(state.range(0));
   const int64_t rows = state.range(1);
@@ -30,11 +30,15 @@ void BM_Linear(benchmark::State& state) {
   std::vector<Bf16> values(static_cast<size_t>(in * out));
   for (Bf16& v : values) v = ToBf16(rng.NextFloat());
   const WeightPart part{values.data(), DType::kBf16, out};
-  const int64_t bytes = in * out * 2;
+  const WeightFormat format = state.range(4) == 16  ? WeightFormat::kAsStored
+                              : state.range(4) == 8 ? WeightFormat::kInt8
+                                                    : WeightFormat::kInt4;
   std::vector<LinearWeight> weights;
-  for (int64_t i = 0; i < std::max<int64_t>(1, kWorkingSet / bytes); ++i) {
-    weights.push_back(backend.PackLinear({&part, 1}, in, {}).value());
-  }
+  int64_t bytes = 0;
+  do {
+    weights.push_back(backend.PackLinear({&part, 1}, in, {}, format).value());
+    bytes = static_cast<int64_t>(weights.back().data.bytes);
+  } while (static_cast<int64_t>(weights.size()) * bytes < kWorkingSet);
   std::vector<float> x(static_cast<size_t>(rows * in));
   for (float& v : x) v = rng.NextFloat();
   std::vector<float> y(static_cast<size_t>(rows * out));
@@ -56,13 +60,15 @@ void BM_Linear(benchmark::State& state) {
 
 void Arguments(benchmark::internal::Benchmark* bench) {
   for (const CpuIsa isa : {CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16}) {
-    for (const int64_t rows : {1, 4, 16, 512}) {
-      bench->Args({static_cast<int64_t>(isa), rows, 2048, 8192});
+    for (const int64_t bits : {16, 8, 4}) {
+      for (const int64_t rows : {1, 4, 16, 512}) {
+        bench->Args({static_cast<int64_t>(isa), rows, 2048, 8192, bits});
+      }
+      // The bundled model's layers and the 100M shape's.
+      bench->Args({static_cast<int64_t>(isa), 512, 256, 1024, bits});
+      bench->Args({static_cast<int64_t>(isa), 512, 704, 256, bits});
+      bench->Args({static_cast<int64_t>(isa), 512, 768, 2048, bits});
     }
-    // The bundled model's layers and the 100M shape's.
-    bench->Args({static_cast<int64_t>(isa), 512, 256, 1024});
-    bench->Args({static_cast<int64_t>(isa), 512, 704, 256});
-    bench->Args({static_cast<int64_t>(isa), 512, 768, 2048});
   }
 }
 
