@@ -15,7 +15,8 @@ TEST(CpuIsaTest, AgreesWithTheCompilersDetection) {
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const bool bf16 =
-      avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+      avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
+      __builtin_cpu_supports("avx512vbmi");
   const CpuIsa expected = bf16     ? CpuIsa::kAvx512Bf16
                           : avx512 ? CpuIsa::kAvx512
                           : avx2   ? CpuIsa::kAvx2
