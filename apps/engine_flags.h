@@ -18,6 +18,7 @@ struct EngineFlags {
   std::string attention_mode = "auto";
   std::string value_dtype;  // llama.cpp's -ctv
   int64_t kv_cache_bytes = 0;
+  std::string quantization_cache;  // a directory, "none", or "" for the default
 };
 
 void AddEngineFlags(FlagSet& flags, EngineFlags& out);

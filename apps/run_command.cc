@@ -161,6 +161,7 @@ class Runner {
       requests.push_back(LS_TRY(MakeRequest(prompt)));
     }
     requests[0].keep_prefix = keep_prefix;
+    PrintMemory();
     std::optional<NpyFile> logits;
     if (options_.logits_file) {
       logits.emplace(LS_TRY(NpyFile::Create(*options_.logits_file,
@@ -221,6 +222,16 @@ class Runner {
     return request;
   }
 
+  // For people, once: where the memory goes. Only now, since an error is to be the only line.
+  void PrintMemory() {
+    if (options_.json || std::exchange(memory_printed_, true)) return;
+    const EngineInfo& info = engine_->info();
+    PrintToStderr(StrCat("[", info.device, " | weights ", FormatBytes(info.weight_bytes),
+                         info.quantization == "none" ? "" : StrCat(" ", info.quantization),
+                         " | KV cache up to ", FormatBytes(info.kv_budget_bytes), " | workspace ",
+                         FormatBytes(info.workspace_bytes), "]\n"));
+  }
+
   // What the user has to shorten.
   std::string Source() const {
     if (options_.tokens_file) return *options_.tokens_file;
@@ -264,6 +275,7 @@ class Runner {
   std::unique_ptr<Engine> engine_;
   Conversation conversation_;
   std::vector<ReportedAnswer> answers_;
+  bool memory_printed_ = false;
   Output output_;
 };
 
