@@ -4,7 +4,9 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
+#include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -142,6 +144,24 @@ TEST_F(PackedWeightsTest, WhereNothingCanBeWrittenItSaysSo) {
   const Status status = PackedWeightsWriter::Create(path_, "key").status();
   EXPECT_EQ(status.code(), Code::kIoError);
   EXPECT_THAT(status.message(), HasSubstr("--quantization-cache"));
+}
+
+// A limit on the size of files fails as a full disk does.
+TEST_F(PackedWeightsTest, AFullDiskIsAStatusAndLeavesNothing) {
+  struct rlimit before = {};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  const struct rlimit small = {.rlim_cur = 6000, .rlim_max = before.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &small), 0);
+  Status status;
+  {
+    PackedWeightsWriter writer = PackedWeightsWriter::Create(path_, "key").value();
+    status = writer.Add("a", Bytes(10000, 1));
+  }
+  setrlimit(RLIMIT_FSIZE, &before);
+  std::signal(SIGXFSZ, handler);
+  EXPECT_EQ(status.code(), Code::kIoError);
+  EXPECT_EQ(NumFiles(), 0u);
 }
 
 }  // namespace
