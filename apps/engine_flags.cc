@@ -1,6 +1,7 @@
 #include "apps/engine_flags.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <utility>
 
 #include "base/strings.h"
@@ -12,6 +13,16 @@ bool IsDevice(std::string_view text) {
   if (text == "auto" || text == "cpu" || text == "reference" || text == "cuda") return true;
   if (!text.starts_with("cuda:") || text.size() == 5 || text.size() > 8) return false;
   return text.find_first_not_of("0123456789", 5) == std::string_view::npos;
+}
+
+std::string DefaultCacheDir() {
+  for (const auto& [variable, below] :
+       {std::pair{"XDG_CACHE_HOME", "/lserve"}, std::pair{"HOME", "/.cache/lserve"}}) {
+    const char* value = std::getenv(variable);
+    // A relative path is to be ignored, says the XDG specification.
+    if (value != nullptr && value[0] == '/') return std::string(value) + below;
+  }
+  return "";
 }
 
 void AddAttentionFlags(FlagSet& flags, EngineFlags& out) {
@@ -56,6 +67,12 @@ void AddMemoryFlags(FlagSet& flags, EngineFlags& out) {
              {"auto", "0", "-1"}, "TOKENS",
              "longest prompt and answer together, as 131072 or 128k (k = 1024); auto: what the "
              "model was made for");
+  flags.Choice("--quantization,-q", config.quantization, {"none", "int8", "int4"},
+               "how weights are held: int8 halves the memory and the time of a decode step at "
+               "nearly the same answers, int4 quarters them and may cost some; none: as stored");
+  flags.Text("--quantization-cache", out.quantization_cache, "DIR|none",
+             "where quantised weights are kept for the next start. Default: "
+             "$XDG_CACHE_HOME/lserve, else ~/.cache/lserve");
   flags.Choice(
       "--kv-cache-dtype,--cache-type-k", config.kv_cache_dtype, {"auto", "bf16", "int8", "int4"},
       "element type of the KV cache; auto: bf16. int8 halves the memory, int4 quarters it");
@@ -79,7 +96,6 @@ void AddMemoryFlags(FlagSet& flags, EngineFlags& out) {
   flags.NoEffect("--n-gpu-layers,--gpu-layers", "COUNT",
                  "layers are not split over devices; --device chooses one");
   flags.Group("Not in this version");
-  flags.Refused("--quantization,-q", true, "weights are computed in bf16");
   flags.Refused("--audit-rate", true, "there is no fidelity audit");
   flags.Refused("--explain", false, "there is no explanation of the pages that were read");
 }
@@ -95,6 +111,9 @@ Status FinishEngineFlags(EngineFlags& out) {
   out.config.attention.mode = *ParseAttentionMode(out.attention_mode);
   if (out.prefill_threshold) out.config.attention.prefill_threshold = *out.prefill_threshold;
   out.config.kv_cache_bytes = static_cast<size_t>(out.kv_cache_bytes);
+  out.config.quantization_cache_dir = out.quantization_cache == "none" ? ""
+                                      : out.quantization_cache.empty() ? DefaultCacheDir()
+                                                                       : out.quantization_cache;
   std::vector<std::string> problems = out.config.attention.Problems();
   if (!out.value_dtype.empty() && out.value_dtype != out.config.kv_cache_dtype) {
     problems.push_back(StrCat("--cache-type-v: got ", out.value_dtype, ", expected ",

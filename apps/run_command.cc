@@ -105,18 +105,20 @@ class Runner {
       conversation_.system = options_.system;
       conversation_.date = options_.date;
     }
-    if (options_.is_interactive()) PrintWarnings();
+    // At the start for people; in a log last, since an error is to be the only line.
+    const bool first = options_.is_interactive() || (StderrIsTerminal() && !options_.json);
+    if (first) PrintStart();
     LS_TRY(options_.is_interactive() ? RunInteractive() : RunGiven());
-    // Last, since an error is to be the only line.
-    if (!options_.is_interactive()) PrintWarnings();
+    if (!first) PrintStart();
     if (!options_.json) return Status();
     const Json json = AnswersToJson(answers_, engine_->info());
     return output_.Write(WriteJson(json, {.indent = 1}) + "\n");
   }
 
  private:
-  void PrintWarnings() const {
+  void PrintStart() const {
     for (const std::string& warning : engine_->info().warnings) PrintNote(warning);
+    if (!options_.json) PrintMemory();
   }
 
   Status RunGiven() {
@@ -244,6 +246,15 @@ class Runner {
     request.stop = options_.stop;
     request.stop_token_ids = options_.stop_token_ids;
     return request;
+  }
+
+  // For people: where the memory goes.
+  void PrintMemory() const {
+    const EngineInfo& info = engine_->info();
+    PrintToStderr(StrCat("[", info.device, " | weights ", FormatBytes(info.weight_bytes),
+                         info.quantization == "none" ? "" : StrCat(" ", info.quantization),
+                         " | KV cache up to ", FormatBytes(info.kv_budget_bytes), " | workspace ",
+                         FormatBytes(info.workspace_bytes), "]\n"));
   }
 
   // What the user has to shorten.

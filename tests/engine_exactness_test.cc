@@ -346,6 +346,25 @@ TEST_P(Exactness, QuantisedCachesKeepThePromises) {
   }
 }
 
+TEST_P(Exactness, QuantisedWeightsKeepThePromises) {
+  for (const char* format : {"int8", "int4"}) {
+    SCOPED_TRACE(format);
+    EngineConfig config = Config(TightSparse());
+    const Answer as_stored = RunOne(*MakeEngine(config), Ask(300, 30, 5));
+    config.quantization = format;
+    const std::unique_ptr<Engine> whole = MakeEngine(config);
+    config.max_num_batched_tokens = 136;
+    config.num_threads = 3;
+    const std::unique_ptr<Engine> chunked = MakeEngine(config);
+    const Answer alone = RunOne(*whole, Ask(300, 30, 5));
+    EXPECT_FALSE(SameBits(alone.prompt_logits, as_stored.prompt_logits)) << "not quantised";
+    ExpectSame(alone, RunOne(*chunked, Ask(300, 30, 5)));
+    std::vector<Request> batch;
+    for (const uint64_t seed : {31, 30, 32}) batch.push_back(Ask(seed * 10, seed, 5));
+    ExpectSame(alone, RunAll(*whole, std::move(batch))[1]);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Backends,
                          Exactness,
                          testing::ValuesIn(Paths()),

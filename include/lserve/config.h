@@ -31,6 +31,11 @@ struct EngineConfig {
   // The share of KV heads that stream, cut by the file's scores; unset: the file's own kinds.
   std::optional<double> streaming_ratio;
 
+  // none, int8, int4: how the weights of a bf16, f16 or f32 checkpoint are held.
+  std::string quantization = "none";
+  // Where quantised weights are kept for the next start; "": nowhere.
+  std::string quantization_cache_dir;
+
   // auto (bf16), bf16, int8, int4.
   std::string kv_cache_dtype = "auto";
   // 0: half of the memory that is available when the engine starts.

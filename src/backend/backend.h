@@ -40,10 +40,25 @@ class Backend {
                                                        const PageId (&max_pages)[kNumWays]) = 0;
 
   // Stacks `parts` by rows ([rows, in_features] each, of one dtype) into a weight. `bias` has one
-  // float per out feature, or none.
+  // float per out feature, or none. A weight to be quantised must be finite.
   virtual Result<LinearWeight> PackLinear(std::span<const WeightPart> parts,
                                           int64_t in_features,
-                                          std::span<const float> bias) = 0;
+                                          std::span<const float> bias,
+                                          WeightFormat format) = 0;
+
+  // For a cache of quantised weights on disk. The name of the layout of LinearWeight::data, which
+  // changes whenever the layout does and holds everything but the bias; empty: none to keep.
+  virtual std::string packed_layout() const { return {}; }
+  // A weight around the bytes of an earlier PackLinear's `data`, of any origin: they are checked
+  // for their size, and no content can do harm. They must outlive the weight.
+  virtual Result<LinearWeight> ImportLinear(WeightFormat format,
+                                            int64_t out_features,
+                                            int64_t in_features,
+                                            std::span<const std::byte> data,
+                                            std::span<const float> bias);
+
+  // Memory that Linear takes for `weight` beside its parameters, at most `rows` rows at a time.
+  virtual size_t LinearScratchBytes(const LinearWeight& weight, int64_t rows) const;
 
   virtual Status GatherRows(const GatherRowsParams& params) = 0;
   virtual Status RmsNorm(const RmsNormParams& params) = 0;
@@ -62,6 +77,20 @@ class Backend {
 inline Result<Buffer> Backend::ImportConstant(std::span<const std::byte> bytes) {
   void* data = const_cast<std::byte*>(bytes.data());
   return Buffer{.data = std::shared_ptr<void>(data, [](void*) {}), .bytes = bytes.size()};
+}
+
+inline Result<LinearWeight> Backend::ImportLinear(WeightFormat /*format*/,
+                                                  int64_t /*out_features*/,
+                                                  int64_t /*in_features*/,
+                                                  std::span<const std::byte> /*data*/,
+                                                  std::span<const float> /*bias*/) {
+  return Status(Code::kUnsupported, name() +
+                                        ": has no packed layout to import, expected a call "
+                                        "of PackLinear");
+}
+
+inline size_t Backend::LinearScratchBytes(const LinearWeight& /*weight*/, int64_t /*rows*/) const {
+  return 0;
 }
 
 }  // namespace lserve

@@ -4,7 +4,9 @@
 // Numerics that every backend keeps (ADR 0004): matrices between ops are float; a Linear with a
 // 16-bit brain-float weight rounds its input to bf16 (nearest even) and accumulates in float;
 // attention rounds queries to bf16, reads K/V as stored (quantised K/V is dequantised to bf16),
-// and may round the softmax weights, relative to the running maximum, to bf16.
+// and may round the softmax weights, relative to the running maximum, to bf16. A Linear with a
+// quantised weight (ADR 0011) rounds its input to bf16 too, multiplies it by the integer codes,
+// which bf16 holds exactly, and sums each quantization group in float before its scale joins in.
 #pragma once
 
 #include <cstdint>
@@ -45,21 +47,26 @@ struct WeightPart {
   int64_t rows = 0;
 };
 
+// What PackLinear makes of the parts' elements: keeps them, or quantises groups of kWeightGroup
+// neighbours of a row (backend/weight_quant.h).
+enum class WeightFormat : uint8_t { kAsStored, kInt8, kInt4 };
+
 // The weight of a Linear, in the backend's own layout (made by Backend::PackLinear from one or more
 // parts stacked by rows). `dtype` decides how Linear rounds its input.
 struct LinearWeight {
-  DType dtype = DType::kBf16;  // kBf16, kF16, kF32; quantised types name their group
+  DType dtype = DType::kBf16;  // kBf16, kF16, kF32; kInt8, kInt4: quantised
   int64_t out_features = 0;
   int64_t in_features = 0;
-  int quantization_group = 0;  // in features per scale; 0: not quantised
+  int quantization_group = 0;  // in features per scale, the last group may be smaller; 0: none
   Buffer data;
-  Buffer scales;
-  Buffer zeros;
-  Buffer bias;  // [out_features] float, or empty
+  Buffer scales;  // unless the layout keeps them inside `data`
+  Buffer zeros;   // likewise: what code 0 of kInt4 stands for
+  Buffer bias;    // [out_features] float, or empty
 };
 
 // y = x W^T + bias, or y += with `accumulate`. Row r of y depends on row r of x only, bit for bit,
-// whatever the number of rows.
+// whatever the number of rows. A quantised weight: with x rounded to bf16 and the groups g in the
+// order of K, y = sum over g of scale_g (sum of x q) + min_g (sum of x), sums in float.
 struct LinearParams {
   ConstMatrix x;  // [rows, in_features], kF32
   const LinearWeight* weight = nullptr;

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdint>
 #include <cstring>
 #include <utility>
 
@@ -80,6 +81,18 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
 
 MappedFile::~MappedFile() {
   if (data_ != nullptr) munmap(const_cast<std::byte*>(data_), size_);
+}
+
+void MappedFile::Release(std::span<const std::byte> part) const {
+  constexpr uintptr_t kPage = 4096;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(part.data());
+  const uintptr_t first = (begin + kPage - 1) / kPage * kPage;
+  const uintptr_t last = (begin + part.size()) / kPage * kPage;
+  // Advice only.
+  if (first < last) {
+    const std::byte* from = part.data() + (first - begin);
+    static_cast<void>(madvise(const_cast<std::byte*>(from), last - first, MADV_DONTNEED));
+  }
 }
 
 Result<std::string> ReadTextFile(const std::string& path, size_t max_bytes) {

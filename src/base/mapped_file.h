@@ -25,6 +25,10 @@ class MappedFile {
   std::span<const std::byte> bytes() const { return {data_, size_}; }
   const std::string& path() const { return path_; }
 
+  // Gives the memory of `part`, a part of bytes(), back to the system, for what is not needed soon:
+  // it is read again when it is touched.
+  void Release(std::span<const std::byte> part) const;
+
  private:
   MappedFile() = default;
   const std::byte* data_ = nullptr;

@@ -215,7 +215,10 @@ class Runner {
       : backend_(backend), meter_(meter), config_(config), hooks_(hooks) {}
 
   Status Run() {
-    for (const GemmShape& shape : kGemmShapes) LS_TRY(Gemm(shape));
+    for (const GemmShape& shape : kGemmShapes) LS_TRY(Gemm(shape, WeightFormat::kAsStored));
+    for (const WeightFormat format : {WeightFormat::kInt8, WeightFormat::kInt4}) {
+      LS_TRY(Gemm(kGemmShapes[0], format));
+    }
     for (const HeadShape& heads : {kSmallHeads, kLargeHeads}) {
       LS_TRY(Prefill(heads, DType::kBf16, false, 8192));
       LS_TRY(Prefill(heads, DType::kBf16, false, 32768));
@@ -265,7 +268,7 @@ class Runner {
     return hooks_.on_test(test);
   }
 
-  Status Gemm(const GemmShape& shape) {
+  Status Gemm(const GemmShape& shape, WeightFormat format) {
     std::vector<Bf16> values(static_cast<size_t>(shape.in * shape.out));
     Rng rng(1);
     for (Bf16& v : values) v = ToBf16(rng.NextFloat());
@@ -273,7 +276,7 @@ class Runner {
     const int64_t bytes = shape.in * shape.out * 2;
     std::vector<LinearWeight> weights;
     for (int64_t i = 0; i < std::max<int64_t>(1, kWeightsWorkingSet / bytes); ++i) {
-      weights.push_back(LS_TRY(backend_.PackLinear({&part, 1}, shape.in, {})));
+      weights.push_back(LS_TRY(backend_.PackLinear({&part, 1}, shape.in, {}, format)));
     }
     for (const int64_t rows : kGemmRows) {
       std::vector<float> x = RandomFloats(rows * shape.in, 2);
@@ -287,7 +290,7 @@ class Runner {
                                    .stride = shape.out}};
       KernelTest test = {.op = "linear",
                          .shape = StrCat(rows, " x ", shape.in, " x ", shape.out),
-                         .dtype = "bf16",
+                         .dtype = std::string(Name(weights[0].dtype)),
                          .cost = CostOf(params)};
       size_t next = 0;
       LS_TRY(Time(std::move(test), [&] {

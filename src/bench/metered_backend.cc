@@ -78,8 +78,17 @@ Result<std::unique_ptr<KvStore>> MeteredBackend::MakeKvStore(const KvLayout& lay
 
 Result<LinearWeight> MeteredBackend::PackLinear(std::span<const WeightPart> parts,
                                                 int64_t in_features,
-                                                std::span<const float> bias) {
-  return inner_->PackLinear(parts, in_features, bias);
+                                                std::span<const float> bias,
+                                                WeightFormat format) {
+  return inner_->PackLinear(parts, in_features, bias, format);
+}
+
+Result<LinearWeight> MeteredBackend::ImportLinear(WeightFormat format,
+                                                  int64_t out_features,
+                                                  int64_t in_features,
+                                                  std::span<const std::byte> data,
+                                                  std::span<const float> bias) {
+  return inner_->ImportLinear(format, out_features, in_features, data, bias);
 }
 
 Status MeteredBackend::GatherRows(const GatherRowsParams& params) {

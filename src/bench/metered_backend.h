@@ -56,7 +56,17 @@ class MeteredBackend final : public Backend {
                                                const PageId (&max_pages)[kNumWays]) override;
   Result<LinearWeight> PackLinear(std::span<const WeightPart> parts,
                                   int64_t in_features,
-                                  std::span<const float> bias) override;
+                                  std::span<const float> bias,
+                                  WeightFormat format) override;
+  std::string packed_layout() const override { return inner_->packed_layout(); }
+  Result<LinearWeight> ImportLinear(WeightFormat format,
+                                    int64_t out_features,
+                                    int64_t in_features,
+                                    std::span<const std::byte> data,
+                                    std::span<const float> bias) override;
+  size_t LinearScratchBytes(const LinearWeight& weight, int64_t rows) const override {
+    return inner_->LinearScratchBytes(weight, rows);
+  }
 
   Status GatherRows(const GatherRowsParams& params) override;
   Status RmsNorm(const RmsNormParams& params) override;

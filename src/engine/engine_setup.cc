@@ -65,6 +65,14 @@ Result<DType> KvDType(const std::string& name) {
                 StrCat("--kv-cache-dtype ", name, ": expected auto, bf16, int8 or int4"));
 }
 
+Result<WeightFormat> ParseWeightFormat(const std::string& name) {
+  if (name == "none") return WeightFormat::kAsStored;
+  if (name == "int8") return WeightFormat::kInt8;
+  if (name == "int4") return WeightFormat::kInt4;
+  return Status(Code::kInvalidArgument,
+                StrCat("--quantization ", name, ": expected none, int8 or int4"));
+}
+
 // An explicit ratio cuts the scores anew; otherwise the file's own kinds hold.
 Result<HeadKinds> KindsOf(const StreamingHeadsFile& file,
                           std::optional<double> ratio,
@@ -158,6 +166,7 @@ Result<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& model_dir) {
 
 Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) {
   LS_TRY(CheckConfig(given));
+  const WeightFormat weight_format = LS_TRY(ParseWeightFormat(given.quantization));
   std::vector<std::string> warnings;
   EngineConfig config = given;
   config.max_num_batched_tokens =
@@ -203,8 +212,11 @@ Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) 
                    head_dim, kv_dtype, kinds, parts.backend->kv_head_bytes(kv_dtype, head_dim));
   parts.checkpoint =
       in_memory ? std::move(inputs.model->checkpoint) : LS_TRY(Checkpoint::Open(config.model_dir));
-  parts.model = LS_TRY(LlamaModel::Load(*parts.checkpoint, model, max_model_len,
-                                        config.max_num_batched_tokens, parts.backend.get()));
+  parts.model = LS_TRY(
+      LlamaModel::Load(*parts.checkpoint, model, max_model_len, config.max_num_batched_tokens,
+                       {.format = weight_format,
+                        .cache_dir = in_memory ? std::string() : config.quantization_cache_dir},
+                       parts.backend.get()));
 
   const size_t budget = config.kv_cache_bytes > 0 ? config.kv_cache_bytes : AvailableMemory() / 2;
   const PageId max_pages[kNumWays] = {PagePool::MaxPages(layout, Way::kRetrieval, budget),
@@ -221,6 +233,8 @@ Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) 
   info.num_kv_heads = static_cast<int>(kinds.size());
   info.num_streaming_kv_heads =
       info.num_kv_heads - static_cast<int>(std::count(kinds.begin(), kinds.end(), 1));
+  info.quantization = config.quantization;
+  info.workspace_bytes = parts.model->workspace_bytes();
   info.weight_bytes = parts.model->weight_bytes();
   info.kv_budget_bytes = budget;
   info.kv_bytes_per_token =

@@ -12,6 +12,7 @@
 #include "base/json.h"
 #include "base/strings.h"
 #include "loader/json_fields.h"
+#include "loader/packed_weights.h"
 
 namespace lserve {
 namespace {
@@ -292,6 +293,12 @@ Status Checkpoint::AddFile(const std::string& path) {
   files_.push_back(LS_TRY(MappedFile::Open(path)));
   SafetensorsFile file = LS_TRY(ParseSafetensors(files_.back().bytes(), path));
   total_bytes_ += file.data_bytes;
+  const std::span<const std::byte> bytes = files_.back().bytes();
+  struct stat info = {};
+  if (stat(path.c_str(), &info) != 0) info = {};
+  identity_ += StrCat(path.substr(path.rfind('/') + 1), " ", bytes.size(), " ",
+                      int64_t{info.st_mtim.tv_sec}, ".", int64_t{info.st_mtim.tv_nsec}, " ",
+                      ChecksumOf(bytes.first(bytes.size() - file.data_bytes)), "; ");
   const auto duplicate = [&](const std::string& name) {
     return Corrupt(path, StrCat("has tensor ", Quoted(name),
                                 " of an earlier shard again, expected every name once"));
@@ -373,6 +380,18 @@ Checkpoint Checkpoint::InMemory(std::string name,
     LS_CHECK(is_new) << "a tensor name comes twice";
   }
   return checkpoint;
+}
+
+void Checkpoint::Release(const TensorInfo& tensor) const {
+  // A tensor that was copied is no part of any file.
+  const std::less_equal<const std::byte*> not_after;
+  for (const MappedFile& file : files_) {
+    const std::span<const std::byte> bytes = file.bytes();
+    if (not_after(bytes.data(), tensor.data.data()) &&
+        not_after(tensor.data.data() + tensor.data.size(), bytes.data() + bytes.size())) {
+      file.Release(tensor.data);
+    }
+  }
 }
 
 const TensorInfo* Checkpoint::Find(std::string_view name) const {

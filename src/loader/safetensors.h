@@ -77,12 +77,18 @@ class Checkpoint {
   const std::map<std::string, ListedTensor, std::less<>>& listed() const { return listed_; }
   size_t total_bytes() const { return total_bytes_; }  // tensor data of all files
   const std::string& model_dir() const { return model_dir_; }
+  // Changes when a file does: names, sizes, times of the last change and headers of all files.
+  const std::string& identity() const { return identity_; }
+
+  // Gives the memory of a tensor that was read back to the system; reading it again is slower.
+  void Release(const TensorInfo& tensor) const;
 
  private:
   Checkpoint() = default;
   Status AddFile(const std::string& path);
 
   std::string model_dir_;
+  std::string identity_;
   std::vector<MappedFile> files_;
   std::vector<std::unique_ptr<std::byte[]>> copies_;  // of misaligned tensors
   std::shared_ptr<const void> memory_;                // of InMemory

@@ -1,5 +1,6 @@
 #include "model/llama.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "base/check.h"
@@ -37,9 +38,10 @@ Result<std::unique_ptr<LlamaModel>> LlamaModel::Load(const Checkpoint& checkpoin
                                                      const ModelConfig& config,
                                                      int64_t max_model_len,
                                                      int max_rows,
+                                                     const WeightOptions& options,
                                                      Backend* backend) {
   std::unique_ptr<LlamaModel> model(new LlamaModel(config, backend));
-  model->weights_ = LS_TRY(LoadWeights(checkpoint, config, Shard{}, backend));
+  model->weights_ = LS_TRY(LoadWeights(checkpoint, config, Shard{}, options, backend));
   model->frequencies_ = MakeRopeFrequencies(config.rope, config.head_dim,
                                             config.max_position_embeddings, max_model_len);
   const Status allocated = model->AllocateWorkspace(max_rows);
@@ -73,6 +75,13 @@ Status LlamaModel::AllocateWorkspace(int max_rows) {
   const size_t angles = static_cast<size_t>(max_rows) * static_cast<size_t>(config_.head_dim / 2);
   host_cos_.resize(angles);
   host_sin_.resize(angles);
+  size_t scratch = backend_->LinearScratchBytes(weights_.lm_head, kLogitRows);
+  for (const LayerWeights& layer : weights_.layers) {
+    for (const LinearWeight* weight : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) {
+      scratch = std::max(scratch, backend_->LinearScratchBytes(*weight, max_rows));
+    }
+  }
+  workspace_bytes_ += scratch;
   return Status();
 }
 

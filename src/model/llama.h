@@ -36,6 +36,7 @@ class LlamaModel {
                                                   const ModelConfig& config,
                                                   int64_t max_model_len,
                                                   int max_rows,
+                                                  const WeightOptions& options,
                                                   Backend* backend);
 
   // Runs all layers and leaves the last hidden state of every row in the workspace.
@@ -48,6 +49,7 @@ class LlamaModel {
 
   const ModelConfig& config() const { return config_; }
   size_t weight_bytes() const { return weights_.bytes; }
+  // Matrices between ops, and what Linear takes beside them.
   size_t workspace_bytes() const { return workspace_bytes_; }
 
  private:

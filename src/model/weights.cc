@@ -2,10 +2,15 @@
 
 #include <array>
 #include <cstring>
+#include <filesystem>
+#include <optional>
 #include <string>
+#include <utility>
 
 #include "base/half.h"
+#include "base/log.h"
 #include "base/strings.h"
+#include "loader/packed_weights.h"
 
 namespace lserve {
 namespace {
@@ -35,11 +40,99 @@ void AppendAsFloat(const TensorInfo& tensor, std::vector<float>* out) {
   }
 }
 
+const char* FormatName(WeightFormat format) {
+  return format == WeightFormat::kInt8 ? "int8" : "int4";
+}
+
+// Where the quantised weights of this checkpoint lie: one file per model directory and format, so
+// that a changed checkpoint replaces its old cache.
+std::string CachePath(const Checkpoint& checkpoint, const WeightOptions& options) {
+  std::error_code ignored;
+  const std::filesystem::path model =
+      std::filesystem::weakly_canonical(checkpoint.model_dir(), ignored);
+  const std::string text = model.string();
+  const std::string name =
+      model.has_filename() ? model.filename().string() : model.parent_path().filename().string();
+  return (std::filesystem::path(options.cache_dir) /
+          StrCat(name, "-", FormatName(options.format), "-",
+                 ChecksumOf(std::as_bytes(std::span(text))), ".weights"))
+      .string();
+}
+
+// The weights on disk that quantising gave at an earlier start, or the file that it is to give.
+// A file of no use is a line in the log.
+class WeightCache {
+ public:
+  WeightCache(const Checkpoint& checkpoint, const WeightOptions& options, const Backend& backend) {
+    if (options.format == WeightFormat::kAsStored || options.cache_dir.empty()) return;
+    const std::string layout = backend.packed_layout();
+    if (layout.empty()) return;
+    path_ = CachePath(checkpoint, options);
+    key_ = StrCat(layout, ", ", FormatName(options.format), ", head ",
+                  FormatName(HeadFormat(options.format)), ", ", checkpoint.identity());
+    Result<PackedWeights> opened = PackedWeights::Open(path_, key_);
+    if (opened.ok()) {
+      reader_ = std::move(opened).value();
+    } else if (opened.status().code() == Code::kNotFound) {
+      StartWriting();
+    } else {
+      Rebuild(opened.status());
+    }
+  }
+
+  bool is_reading() const { return reader_.has_value(); }
+  const PackedWeights& reader() const { return *reader_; }
+
+  // What was read is of no use: from now on, write.
+  void Rebuild(const Status& reason) {
+    LogWarning(StrCat("quantization cache: ", reason.message()));
+    reader_.reset();
+    StartWriting();
+  }
+
+  void Add(const std::string& name, const LinearWeight& weight) {
+    if (!writer_) return;
+    Check(writer_->Add(name, {weight.data.as<const std::byte>(), weight.data.bytes}));
+  }
+  void Finish() {
+    if (writer_) Check(writer_->Finish());
+    writer_.reset();
+  }
+
+ private:
+  void StartWriting() {
+    Result<PackedWeightsWriter> writer = PackedWeightsWriter::Create(path_, key_);
+    if (writer.ok()) {
+      writer_.emplace(std::move(writer).value());
+    } else {
+      Check(writer.status());
+    }
+  }
+  void Check(const Status& status) {
+    if (status.ok()) return;
+    LogWarning(StrCat("quantization cache: ", status.message(), "; going on without it"));
+    writer_.reset();
+  }
+
+  std::string path_;
+  std::string key_;
+  std::optional<PackedWeights> reader_;
+  std::optional<PackedWeightsWriter> writer_;
+};
+
 // Reads the tensors of one model and counts their bytes.
 class WeightReader {
  public:
-  WeightReader(const Checkpoint& checkpoint, Backend* backend, size_t* bytes)
-      : checkpoint_(checkpoint), backend_(backend), bytes_(bytes) {}
+  WeightReader(const Checkpoint& checkpoint,
+               const WeightOptions& options,
+               WeightCache& cache,
+               Backend* backend,
+               size_t* bytes)
+      : checkpoint_(checkpoint),
+        options_(options),
+        cache_(cache),
+        backend_(backend),
+        bytes_(bytes) {}
 
   // A vector of `size` values, as float on the device.
   Result<Buffer> Vector(const std::string& name, int64_t size) {
@@ -57,31 +150,54 @@ class WeightReader {
   Result<LinearWeight> Stacked(const std::string& prefix,
                                const std::vector<Projection>& projections,
                                int64_t in_features) {
-    std::vector<WeightPart> parts;
+    std::vector<const TensorInfo*> tensors;
     std::vector<float> bias;
     for (const Projection& projection : projections) {
       const std::string name = StrCat(prefix, projection.name);
       const std::array<int64_t, 2> shape = {projection.rows, in_features};
       const TensorInfo* tensor = LS_TRY(checkpoint_.Get(name + ".weight", shape));
-      if (!parts.empty() && parts.front().dtype != tensor->dtype) {
+      if (!tensors.empty() && tensors.front()->dtype != tensor->dtype) {
         return Status(Code::kUnsupported,
                       StrCat(name, ".weight: is ", Name(tensor->dtype), ", expected ",
-                             Name(parts.front().dtype), " as ", prefix, projections.front().name,
+                             Name(tensors.front()->dtype), " as ", prefix, projections.front().name,
                              "; store the checkpoint in one dtype"));
       }
-      parts.push_back(
-          {.data = tensor->data.data(), .dtype = tensor->dtype, .rows = projection.rows});
+      tensors.push_back(tensor);
       if (!projection.has_bias) continue;
       const std::array<int64_t, 1> bias_shape = {projection.rows};
       AppendAsFloat(*LS_TRY(checkpoint_.Get(name + ".bias", bias_shape)), &bias);
     }
-    return Pack(parts, in_features, bias);
+    return Pack(StrCat(prefix, projections.front().name), tensors, bias, options_.format);
   }
 
-  Result<LinearWeight> Pack(std::span<const WeightPart> parts,
-                            int64_t in_features,
-                            std::span<const float> bias) {
-    LinearWeight weight = LS_TRY(backend_->PackLinear(parts, in_features, bias));
+  // `tensors` stacked by rows, from the cache if it has them.
+  Result<LinearWeight> Pack(const std::string& name,
+                            std::span<const TensorInfo* const> tensors,
+                            std::span<const float> bias,
+                            WeightFormat format) {
+    const int64_t in_features = tensors.front()->shape[1];
+    LinearWeight weight;
+    if (cache_.is_reading()) {
+      int64_t out_features = 0;
+      for (const TensorInfo* tensor : tensors) out_features += tensor->shape[0];
+      const std::span<const std::byte> data = LS_TRY(cache_.reader().Get(name));
+      weight = LS_TRY(backend_->ImportLinear(format, out_features, in_features, data, bias));
+    } else {
+      std::vector<WeightPart> parts;
+      for (const TensorInfo* tensor : tensors) {
+        parts.push_back(
+            {.data = tensor->data.data(), .dtype = tensor->dtype, .rows = tensor->shape[0]});
+      }
+      Result<LinearWeight> packed = backend_->PackLinear(parts, in_features, bias, format);
+      if (!packed.ok()) {
+        return Status(packed.status().code(),
+                      StrCat(checkpoint_.model_dir(), ": ", name, ": ", packed.status().message()));
+      }
+      weight = std::move(packed).value();
+      cache_.Add(name, weight);
+      // What is packed is not read again: at no time are both there in full.
+      for (const TensorInfo* tensor : tensors) checkpoint_.Release(*tensor);
+    }
     *bytes_ += weight.data.bytes + weight.scales.bytes + weight.zeros.bytes + weight.bias.bytes;
     return weight;
   }
@@ -93,6 +209,8 @@ class WeightReader {
 
  private:
   const Checkpoint& checkpoint_;
+  const WeightOptions& options_;
+  WeightCache& cache_;
   Backend* backend_;
   size_t* bytes_;
 };
@@ -154,21 +272,14 @@ Result<LayerWeights> LoadLayer(WeightReader& reader, const ModelConfig& config, 
   return w;
 }
 
-}  // namespace
-
-Result<LlamaWeights> LoadWeights(const Checkpoint& checkpoint,
-                                 const ModelConfig& config,
-                                 Shard shard,
-                                 Backend* backend) {
-  if (shard.world != 1) {
-    return Status(Code::kUnsupported,
-                  StrCat("tensor parallelism over ", shard.world, " devices, expected 1"));
-  }
-  const Status surprises = CheckNoSurprises(checkpoint, config);
-  if (!surprises.ok()) return surprises;
-
+Result<LlamaWeights> LoadAll(const Checkpoint& checkpoint,
+                             const ModelConfig& config,
+                             const WeightOptions& options,
+                             WeightCache& cache,
+                             Backend* backend) {
   LlamaWeights weights;
-  WeightReader reader(checkpoint, backend, &weights.bytes);
+  if (cache.is_reading()) weights.cache = cache.reader().owner();
+  WeightReader reader(checkpoint, options, cache, backend, &weights.bytes);
   const TensorInfo* embedding = LS_TRY(reader.Embedding("model.embed_tokens.weight", config));
   weights.embedding_data = LS_TRY(backend->ImportConstant(embedding->data));
   weights.bytes += embedding->data.size();
@@ -180,9 +291,31 @@ Result<LlamaWeights> LoadWeights(const Checkpoint& checkpoint,
   weights.final_norm = LS_TRY(reader.Vector("model.norm.weight", config.hidden_size));
   const TensorInfo* head = embedding;
   if (!config.tie_word_embeddings) head = LS_TRY(reader.Embedding("lm_head.weight", config));
-  const WeightPart part = {
-      .data = head->data.data(), .dtype = head->dtype, .rows = config.vocab_size};
-  weights.lm_head = LS_TRY(reader.Pack({&part, 1}, config.hidden_size, {}));
+  weights.lm_head = LS_TRY(reader.Pack("lm_head", {&head, 1}, {}, HeadFormat(options.format)));
+  return weights;
+}
+
+}  // namespace
+
+Result<LlamaWeights> LoadWeights(const Checkpoint& checkpoint,
+                                 const ModelConfig& config,
+                                 Shard shard,
+                                 const WeightOptions& options,
+                                 Backend* backend) {
+  if (shard.world != 1) {
+    return Status(Code::kUnsupported,
+                  StrCat("tensor parallelism over ", shard.world, " devices, expected 1"));
+  }
+  LS_TRY(CheckNoSurprises(checkpoint, config));
+  WeightCache cache(checkpoint, options, *backend);
+  if (cache.is_reading()) {
+    Result<LlamaWeights> cached = LoadAll(checkpoint, config, options, cache, backend);
+    if (cached.ok()) return cached;
+    // The checkpoint's own faults come back below.
+    cache.Rebuild(cached.status());
+  }
+  Result<LlamaWeights> weights = LoadAll(checkpoint, config, options, cache, backend);
+  if (weights.ok()) cache.Finish();
   return weights;
 }
 

@@ -2,9 +2,12 @@
 // in a checkpoint. The forward pass is in llama.h.
 #pragma once
 
+#include <memory>
+#include <string>
 #include <vector>
 
 #include "backend/backend.h"
+#include "base/mapped_file.h"
 #include "loader/model_config.h"
 #include "loader/safetensors.h"
 
@@ -27,20 +30,34 @@ struct LayerWeights {
   LinearWeight down;      // [hidden, intermediate]
 };
 
+struct WeightOptions {
+  WeightFormat format = WeightFormat::kAsStored;  // of every Linear; lm_head: HeadFormat
+  // Where quantised weights are kept for the next start; "": nowhere.
+  std::string cache_dir;
+};
+
+// The format of lm_head: int8 at least (ADR 0011).
+constexpr WeightFormat HeadFormat(WeightFormat format) {
+  return format == WeightFormat::kInt4 ? WeightFormat::kInt8 : format;
+}
+
 struct LlamaWeights {
   Buffer embedding_data;
   ConstMatrix embedding;  // [vocab, hidden], as stored; a view of the mapped checkpoint on the CPU
   std::vector<LayerWeights> layers;
-  Buffer final_norm;     // [hidden] float
-  LinearWeight lm_head;  // [vocab, hidden]
-  size_t bytes = 0;      // of everything above
+  Buffer final_norm;                        // [hidden] float
+  LinearWeight lm_head;                     // [vocab, hidden]
+  std::shared_ptr<const MappedFile> cache;  // if the weights are views of it
+  size_t bytes = 0;                         // of everything above
 };
 
 // Reads every weight that `config` calls for. Errors name the tensor and what was expected of it.
-// `checkpoint` must outlive the weights.
+// `checkpoint` must outlive the weights. A cache that can not be read or written costs time only:
+// it is a warning in the log.
 Result<LlamaWeights> LoadWeights(const Checkpoint& checkpoint,
                                  const ModelConfig& config,
                                  Shard shard,
+                                 const WeightOptions& options,
                                  Backend* backend);
 
 }  // namespace lserve

@@ -112,7 +112,11 @@ TEST_F(RunTest, PeopleSeeQuestionAnswerAndSummary) {
       Lserve({"run", kModel, "--document", document_, "--question", harbor_});
   ASSERT_EQ(result.exit_status, 0) << result.err;
   EXPECT_EQ(result.out, "Q: " + harbor_ + "\nA: The access code for Blue Harbor is 48213.\n\n");
-  EXPECT_EQ(CountLines(result.err), 1u);
+  // Where the memory goes, and the summary of the answer.
+  EXPECT_EQ(CountLines(result.err), 2u);
+  EXPECT_THAT(result.err, HasSubstr("| weights "));
+  EXPECT_THAT(result.err, HasSubstr("| KV cache up to "));
+  EXPECT_THAT(result.err, HasSubstr("| workspace "));
   EXPECT_THAT(result.err, HasSubstr("first token"));
   EXPECT_THAT(result.err, HasSubstr("dense attention"));
 }

@@ -2,6 +2,7 @@
 // kernels themselves: src/backend/cpu/linear_test.cc.
 #include <gtest/gtest.h>
 
+#include "backend/weight_quant.h"
 #include "base/half.h"
 #include "parity/parity_cases.h"
 
@@ -33,23 +34,38 @@ std::vector<std::byte> Encode(const std::vector<float>& x, DType dtype) {
 // float with at most two roundings of 2^-24 per term, relative to S = sum |x w| + |bias| + |y|, and
 // both round the result once. S <= in + 2; what bf16 rounding adds to |x| <= 1 is nothing: 1 is
 // representable.
-double LinearTolerance(const LinearCase& c) {
+//
+// Quantised: groups of n <= 128 with exact products, so 2 n roundings within a group, and 4 for
+// each of the G groups that a sum passes through; an int4 weight is two terms of at most |min|
+// <= 1.01 and 15 scale <= 2.03 (|w| < 1, min rounded down and the scale up by at most 2^-7 each).
+double LinearTolerance(const LinearCase& c, DType dtype) {
   const double terms = static_cast<double>(c.in + 2);
-  return 2 * (terms + 1) * kFloatRoundoff * terms;
+  if (dtype != DType::kInt8 && dtype != DType::kInt4) {
+    return 2 * (terms + 1) * kFloatRoundoff * terms;
+  }
+  const double in_group = static_cast<double>(std::min<int64_t>(c.in, kWeightGroup));
+  const double groups = static_cast<double>(NumWeightGroups(c.in));
+  const double magnitude = dtype == DType::kInt8 ? terms : 3.04 * terms;
+  return (2 * in_group + 4 * groups + 4) * kFloatRoundoff * magnitude;
 }
 
 // A weight, inputs and outputs; all rows or some of them.
 class LinearHarness {
  public:
   LinearHarness(Backend& backend, DType dtype, const LinearCase& c) : backend_(backend), c_(c) {
-    const std::vector<std::byte> w = Encode(RandomFloats(1, c.in * c.out), dtype);
+    const bool quantised = dtype == DType::kInt8 || dtype == DType::kInt4;
+    const DType stored = quantised ? DType::kBf16 : dtype;
+    const std::vector<std::byte> w = Encode(RandomFloats(1, c.in * c.out), stored);
     const std::vector<float> bias = c.bias ? RandomFloats(2, c.out) : std::vector<float>();
     // Two parts, as q and k of one projection.
     const int64_t first = c.out / 3;
     const WeightPart parts[] = {
-        {w.data(), dtype, first},
-        {w.data() + first * c.in * BitsOf(dtype) / 8, dtype, c.out - first}};
-    weight_ = backend.PackLinear(parts, c.in, bias).value();
+        {w.data(), stored, first},
+        {w.data() + first * c.in * BitsOf(stored) / 8, stored, c.out - first}};
+    const WeightFormat format = dtype == DType::kInt8   ? WeightFormat::kInt8
+                                : dtype == DType::kInt4 ? WeightFormat::kInt4
+                                                        : WeightFormat::kAsStored;
+    weight_ = backend.PackLinear(parts, c.in, bias, format).value();
   }
 
   std::vector<float>& x() { return x_; }
@@ -108,13 +124,33 @@ TEST_P(LinearParity, EqualsTheReference) {
       c.bias = c.accumulate = extras;
       SCOPED_TRACE(StrCat(c.rows, " x ", c.in, " x ", c.out, extras ? " bias, accumulate" : ""));
       ASSERT_TRUE(Near(LinearHarness(*backend, dtype(), c).Run(),
-                       LinearHarness(*reference, dtype(), c).Run(), LinearTolerance(c), c.out));
+                       LinearHarness(*reference, dtype(), c).Run(), LinearTolerance(c, dtype()),
+                       c.out));
+    }
+  }
+}
+
+// Rows that one tile and that several tiles hold, K and N beside the sizes of groups and panels.
+TEST_P(LinearParity, EqualsTheReferenceForAnyNumberOfRows) {
+  if (subject().is_reference()) return;
+  const std::unique_ptr<Backend> backend = Make(subject());
+  const std::unique_ptr<Backend> reference = Make(Subjects().front());
+  for (const int64_t rows : {1, 2, 3, 4, 5, 6, 7, 64, 513}) {
+    for (const int64_t in : {128, 300, 641}) {
+      const LinearCase c = {.rows = rows, .in = in, .out = rows > 64 ? 67 : 130, .bias = true};
+      SCOPED_TRACE(StrCat(c.rows, " x ", c.in, " x ", c.out));
+      ASSERT_TRUE(Near(LinearHarness(*backend, dtype(), c).Run(),
+                       LinearHarness(*reference, dtype(), c).Run(), LinearTolerance(c, dtype()),
+                       c.out));
     }
   }
 }
 
 TEST_P(LinearParity, BitsDependOnTheRowAlone) {
-  const LinearCase c = {.rows = 130, .in = 97, .out = 70, .bias = true, .accumulate = true};
+  // Several quantization groups and chunks of K for the quantised types.
+  const bool quantised = dtype() == DType::kInt8 || dtype() == DType::kInt4;
+  const LinearCase c = {
+      .rows = 130, .in = quantised ? 417 : 97, .out = 70, .bias = true, .accumulate = true};
   const std::unique_ptr<Backend> first = Make(subject(), 1);
   const LinearHarness linear(*first, dtype(), c);
   const std::vector<float> all = linear.Run();
@@ -144,14 +180,23 @@ TEST(LinearParityCases, PlantedErrorsAreCaught) {
   LinearHarness linear(*reference, DType::kBf16, c);
   const std::vector<float> expected = linear.Run();
   linear.x()[7] *= 1 + 0x1p-6f;
-  EXPECT_FALSE(Near(linear.Run(), expected, LinearTolerance(c), c.out));
+  EXPECT_FALSE(Near(linear.Run(), expected, LinearTolerance(c, DType::kBf16), c.out));
+
+  for (const DType dtype : {DType::kInt8, DType::kInt4}) {
+    LinearHarness quantised(*reference, dtype, c);
+    const std::vector<float> before = quantised.Run();
+    quantised.x()[7] *= 1 + 0x1p-6f;
+    EXPECT_FALSE(Near(quantised.Run(), before, LinearTolerance(c, dtype), c.out)) << Name(dtype);
+  }
 }
 
-INSTANTIATE_TEST_SUITE_P(All,
-                         LinearParity,
-                         testing::Combine(testing::ValuesIn(Subjects()),
-                                          testing::Values(DType::kBf16, DType::kF16, DType::kF32)),
-                         SubjectTypeName);
+INSTANTIATE_TEST_SUITE_P(
+    All,
+    LinearParity,
+    testing::Combine(
+        testing::ValuesIn(Subjects()),
+        testing::Values(DType::kBf16, DType::kF16, DType::kF32, DType::kInt8, DType::kInt4)),
+    SubjectTypeName);
 
 }  // namespace
 }  // namespace lserve::parity

@@ -6,10 +6,12 @@
 
 namespace lserve {
 
-std::unique_ptr<Engine> MakeNeedleEngine(const std::string& kv_cache_dtype) {
+std::unique_ptr<Engine> MakeNeedleEngine(const std::string& kv_cache_dtype,
+                                         const std::string& quantization) {
   EngineConfig config;
   config.model_dir = LS_SOURCE_DIR "/models/needle";
   config.kv_cache_dtype = kv_cache_dtype;
+  config.quantization = quantization;
   Result<std::unique_ptr<Engine>> engine = Engine::Create(config);
   LS_CHECK(engine.ok()) << engine.status().message();
   return std::move(engine).value();

@@ -12,7 +12,8 @@
 namespace lserve {
 
 // The bundled model, which carries its own choice of streaming heads (50%).
-std::unique_ptr<Engine> MakeNeedleEngine(const std::string& kv_cache_dtype);
+std::unique_ptr<Engine> MakeNeedleEngine(const std::string& kv_cache_dtype,
+                                         const std::string& quantization = "none");
 
 AttentionSettings DenseAttention();
 // Retrieval heads read every tile while the prompt is read.

@@ -109,5 +109,13 @@ TEST_F(Retrieval4k, QuantisedKv) {
   }
 }
 
+TEST_F(Retrieval4k, QuantisedWeights) {
+  for (const char* format : {"int8", "int4"}) {
+    engine_ = MakeNeedleEngine("bf16", format);
+    EXPECT_THAT(Ask(DenseAttention()).wrong, IsEmpty()) << format;
+    EXPECT_THAT(Ask(SparseAttention(1024)).wrong, IsEmpty()) << format;
+  }
+}
+
 }  // namespace
 }  // namespace lserve

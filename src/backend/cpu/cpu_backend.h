@@ -34,7 +34,15 @@ class CpuBackend final : public Backend {
   // linear.cc
   Result<LinearWeight> PackLinear(std::span<const WeightPart> parts,
                                   int64_t in_features,
-                                  std::span<const float> bias) override;
+                                  std::span<const float> bias,
+                                  WeightFormat format) override;
+  std::string packed_layout() const override;
+  Result<LinearWeight> ImportLinear(WeightFormat format,
+                                    int64_t out_features,
+                                    int64_t in_features,
+                                    std::span<const std::byte> data,
+                                    std::span<const float> bias) override;
+  size_t LinearScratchBytes(const LinearWeight& weight, int64_t rows) const override;
   Status Linear(const LinearParams& params) override;
 
   // elementwise.cc
@@ -56,6 +64,12 @@ class CpuBackend final : public Backend {
   Status DecodeAttention(const AttentionParams& params) override;
 
  private:
+  // A weight with its bias and no data yet.
+  Result<LinearWeight> NewWeight(DType dtype,
+                                 int64_t out_features,
+                                 int64_t in_features,
+                                 std::span<const float> bias);
+
   CpuIsa isa_;
   ThreadPool pool_;
   const LinearKernels* linear_;        // GEMM and elementwise kernels of isa_

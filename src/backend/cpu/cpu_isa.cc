@@ -41,7 +41,8 @@ constexpr uint32_t kLeaf1Ecx = bit_FMA | bit_OSXSAVE | bit_AVX | bit_F16C;
 constexpr uint32_t kLeaf7EbxAvx2 = bit_AVX2 | bit_BMI | bit_BMI2;
 constexpr uint32_t kLeaf7EbxAvx512 =
     bit_AVX512F | bit_AVX512BW | bit_AVX512CD | bit_AVX512DQ | bit_AVX512VL;
-constexpr uint32_t kLeaf7EcxVnni = bit_AVX512VNNI;
+// VBMI: of the processors with bf16, only Cooper Lake lacks it, and runs the AVX-512 path.
+constexpr uint32_t kLeaf7EcxBf16 = bit_AVX512VNNI | bit_AVX512VBMI;
 constexpr uint32_t kLeaf7Sub1EaxBf16 = bit_AVX512BF16;
 constexpr uint64_t kSavedAvx = 0x6;      // XMM, YMM
 constexpr uint64_t kSavedAvx512 = 0xe6;  // and opmask, upper ZMM, ZMM16-31
@@ -55,7 +56,7 @@ CpuIsa Detect() {
   if (!HasAll(saved, kSavedAvx512) || !HasAll(leaf7.ebx, kLeaf7EbxAvx512)) return CpuIsa::kAvx2;
   const bool has_bf16 =
       leaf7.eax >= 1 && HasAll(Cpuid(7, 1).eax, kLeaf7Sub1EaxBf16);  // eax: the last subleaf
-  if (!has_bf16 || !HasAll(leaf7.ecx, kLeaf7EcxVnni)) return CpuIsa::kAvx512;
+  if (!has_bf16 || !HasAll(leaf7.ecx, kLeaf7EcxBf16)) return CpuIsa::kAvx512;
   return CpuIsa::kAvx512Bf16;
 }
 

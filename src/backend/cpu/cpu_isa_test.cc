@@ -14,8 +14,8 @@ TEST(CpuIsaTest, AgreesWithTheCompilersDetection) {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  const bool bf16 =
-      avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16") &&
+                    __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
   const CpuIsa expected = bf16     ? CpuIsa::kAvx512Bf16
                           : avx512 ? CpuIsa::kAvx512
                           : avx2   ? CpuIsa::kAvx2

@@ -3,10 +3,13 @@
 #include <algorithm>
 #include <cstring>
 #include <optional>
+#include <utility>
+#include <vector>
 
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cpu/linear_kernels.h"
 #include "backend/cpu/linear_pack.h"
+#include "backend/weight_quant.h"
 #include "base/check.h"
 #include "base/strings.h"
 
@@ -31,7 +34,17 @@ struct LinearSchedule {
   int64_t x_element_bytes = 0;  // of a converted x
   int64_t x_stride = 0;         // bytes of a converted row
   int64_t x_bytes = 0;          // all converted rows
+  int64_t num_groups_of_k = 0;  // quantization groups, whose sums of x are kept per row; or 0
   int64_t partial_floats = 0;   // of one thread
+  int64_t expanded_bytes = 0;   // of one thread: a chunk of a quantised panel in bf16; or 0
+
+  int64_t x_sums_bytes(int64_t rows) const {
+    return CeilDiv(rows * num_groups_of_k * 4, kCacheLine) * kCacheLine;
+  }
+  int64_t thread_bytes() const { return expanded_bytes + partial_floats * 4; }
+  int64_t scratch_bytes(int64_t rows, int num_threads) const {
+    return x_bytes + x_sums_bytes(rows) + num_threads * thread_bytes();
+  }
 };
 
 // The part of a panel that stays in the L1 cache (32-48 KiB) while the row tiles pass over it. Few
@@ -47,11 +60,14 @@ LinearSchedule MakeSchedule(const LinearWeight& weight,
                             int num_threads) {
   LinearSchedule s;
   s.num_panels = CeilDiv(weight.out_features, kPanelCols);
-  s.steps = CeilDiv(weight.in_features, StepOf(kind));
+  s.steps = NumSteps(kind, weight.in_features);
   s.num_tiles = CeilDiv(rows, kMaxTileRows);
   s.x_element_bytes = kernels.x_bytes[static_cast<size_t>(kind)];
   const bool one_pass = s.num_tiles == 1 && kernels.single_pass;
-  s.chunk_steps = one_pass ? s.steps : ChunkBytes(s.num_tiles) / PanelStepBytes(kind);
+  // One tile decodes a quantised panel on its way; several share a chunk that was expanded to bf16.
+  const bool expands = IsQuantized(kind) && s.num_tiles > 1;
+  const int64_t step_bytes = PanelStepBytes(IsQuantized(kind) ? WeightKind::kBf16 : kind);
+  s.chunk_steps = one_pass ? s.steps : ChunkBytes(s.num_tiles) / step_bytes;
   // Enough items that the last ones to finish cost little, but groups so large that bringing a
   // panel into L1 is paid for by several tiles.
   constexpr int64_t kItemsPerThread = 8;
@@ -64,7 +80,11 @@ LinearSchedule MakeSchedule(const LinearWeight& weight,
   s.x_stride = CeilDiv(s.steps * StepOf(kind) * s.x_element_bytes, kCacheLine) * kCacheLine;
   if (s.x_stride / kCacheLine % 2 == 0) s.x_stride += kCacheLine;
   s.x_bytes = rows * s.x_stride;
-  if (s.steps > s.chunk_steps) s.partial_floats = s.tiles_per_group * kMaxTileRows * kPanelCols;
+  if (s.steps > s.chunk_steps || IsQuantized(kind)) {
+    s.partial_floats = s.tiles_per_group * kMaxTileRows * kPanelCols;
+  }
+  if (kind == WeightKind::kInt4) s.num_groups_of_k = CeilDiv(s.steps, kGroupSteps);
+  if (expands) s.expanded_bytes = s.chunk_steps * step_bytes;
   return s;
 }
 
@@ -81,21 +101,9 @@ void SetPrefetch(LinearTile& tile,
   tile.prefetch = fetches ? next_chunk + index * tile.steps * tile.prefetch_step : nullptr;
 }
 
-// One work item: all K of a group of row tiles and one panel.
-void RunItem(const LinearKernels& kernels,
-             WeightKind kind,
-             const LinearParams& p,
-             const LinearSchedule& s,
-             int64_t item,
-             const char* x,
-             float* partial) {
-  const int64_t panel = item / s.num_groups;
-  const int64_t group = item % s.num_groups;
-  const int64_t step_bytes = PanelStepBytes(kind);
-  const char* weights = p.weight->data.as<char>() + panel * s.steps * step_bytes;
+// What all tiles of a panel have in common.
+LinearTile TileOfPanel(const LinearParams& p, const LinearSchedule& s, int64_t panel) {
   const int64_t first_col = panel * kPanelCols;
-  const int64_t first_tile = group * s.tiles_per_group;
-  const int64_t last_tile = std::min(first_tile + s.tiles_per_group, s.num_tiles);
   LinearTile tile;
   tile.x_stride = s.x_stride;
   tile.y_stride = p.y.stride;
@@ -103,21 +111,95 @@ void RunItem(const LinearKernels& kernels,
   const float* bias = p.weight->bias.as<float>();
   tile.bias = bias == nullptr ? nullptr : bias + first_col;
   tile.accumulate = p.accumulate;
+  return tile;
+}
+
+// Where one thread works.
+struct Scratch {
+  const char* x = nullptr;        // converted rows
+  const float* x_sums = nullptr;  // [rows][num_groups_of_k]; null: no minima
+  float* partial = nullptr;       // this thread's
+  char* expanded = nullptr;       // this thread's
+};
+
+// One work item: all K of a group of row tiles and one panel.
+void RunItem(const LinearKernels& kernels,
+             WeightKind kind,
+             const LinearParams& p,
+             const LinearSchedule& s,
+             int64_t item,
+             const Scratch& scratch) {
+  const int64_t panel = item / s.num_groups;
+  const int64_t group = item % s.num_groups;
+  const int64_t step_bytes = PanelStepBytes(kind);
+  const char* weights = p.weight->data.as<char>() + panel * s.steps * step_bytes;
+  const int64_t first_tile = group * s.tiles_per_group;
+  const int64_t last_tile = std::min(first_tile + s.tiles_per_group, s.num_tiles);
+  LinearTile tile = TileOfPanel(p, s, panel);
   for (int64_t step = 0; step < s.steps; step += s.chunk_steps) {
     tile.steps = std::min(s.chunk_steps, s.steps - step);
     tile.panel = weights + step * step_bytes;
     const bool ends = step + tile.steps == s.steps;
     for (int64_t t = first_tile; t < last_tile; ++t) {
       const int64_t row = p.y.rows * t / s.num_tiles;
-      float* sums = partial + (t - first_tile) * kMaxTileRows * kPanelCols;
+      float* sums = scratch.partial + (t - first_tile) * kMaxTileRows * kPanelCols;
       tile.rows = static_cast<int>(p.y.rows * (t + 1) / s.num_tiles - row);
-      tile.x = x + row * s.x_stride + step * (s.x_element_bytes * StepOf(kind));
+      tile.x = scratch.x + row * s.x_stride + step * (s.x_element_bytes * StepOf(kind));
       tile.partial_in = step == 0 ? nullptr : sums;
       tile.partial_out = ends ? nullptr : sums;
-      tile.y = p.y.row<float>(row) + first_col;
+      tile.y = p.y.row<float>(row) + panel * kPanelCols;
       SetPrefetch(tile, ends ? nullptr : weights + (step + s.chunk_steps) * step_bytes,
                   t - first_tile, last_tile - first_tile, step_bytes);
       kernels.tile(kind, tile);
+    }
+  }
+}
+
+// RunItem of a quantised weight: chunks are whole quantization groups, and several row tiles share
+// what a chunk was expanded to.
+void RunQuantizedItem(const LinearKernels& kernels,
+                      WeightKind kind,
+                      const LinearParams& p,
+                      const LinearSchedule& s,
+                      int64_t item,
+                      const Scratch& scratch) {
+  const int64_t panel = item / s.num_groups;
+  const int64_t first_tile = item % s.num_groups * s.tiles_per_group;
+  const int64_t last_tile = std::min(first_tile + s.tiles_per_group, s.num_tiles);
+  constexpr int64_t kExpandedStep = PanelStepBytes(WeightKind::kBf16);
+  const bool expands = s.expanded_bytes > 0;
+  const char* weights = p.weight->data.as<char>() + panel * PanelBytes(kind, p.weight->in_features);
+  LinearTile tile = TileOfPanel(p, s, panel);
+  tile.scales_stride = GroupBytes(kind);
+  tile.group_stride = expands ? kGroupSteps * kExpandedStep : GroupBytes(kind);
+  tile.x_sums_stride = s.num_groups_of_k;
+  for (int64_t step = 0; step < s.steps; step += s.chunk_steps) {
+    tile.steps = std::min(s.chunk_steps, s.steps - step);
+    tile.ends = step + tile.steps == s.steps;
+    const int64_t group = step / kGroupSteps;
+    tile.scales = weights + group * GroupBytes(kind);
+    const char* codes = tile.scales + GroupScaleBytes(kind);
+    for (int64_t done = 0; expands && done < tile.steps; done += kGroupSteps) {
+      kernels.expand(kind, codes + done / kGroupSteps * GroupBytes(kind),
+                     std::min(kGroupSteps, tile.steps - done),
+                     scratch.expanded + done * kExpandedStep);
+    }
+    tile.panel = expands ? scratch.expanded : codes;
+    for (int64_t t = first_tile; t < last_tile; ++t) {
+      const int64_t row = p.y.rows * t / s.num_tiles;
+      const int64_t sums_at = row * s.num_groups_of_k + group;
+      tile.rows = static_cast<int>(p.y.rows * (t + 1) / s.num_tiles - row);
+      tile.x = scratch.x + row * s.x_stride + step * (s.x_element_bytes * StepOf(kind));
+      tile.x_sums = scratch.x_sums == nullptr ? nullptr : scratch.x_sums + sums_at;
+      tile.partial_out = scratch.partial + (t - first_tile) * kMaxTileRows * kPanelCols;
+      tile.partial_in = step == 0 ? nullptr : tile.partial_out;
+      tile.y = p.y.row<float>(row) + panel * kPanelCols;
+      // While the first tile passes over a chunk, the next one comes nearer.
+      const bool fetches = t == first_tile && !tile.ends;
+      tile.prefetch =
+          fetches ? codes + CeilDiv(tile.steps, kGroupSteps) * GroupBytes(kind) : nullptr;
+      tile.prefetch_step = fetches ? PanelStepBytes(kind) : 0;
+      kernels.quantized_tile(expands ? WeightKind::kBf16 : kind, tile);
     }
   }
 }
@@ -126,35 +208,95 @@ void RunItem(const LinearKernels& kernels,
 
 Result<LinearWeight> CpuBackend::PackLinear(std::span<const WeightPart> parts,
                                             int64_t in_features,
-                                            std::span<const float> bias) {
+                                            std::span<const float> bias,
+                                            WeightFormat format) {
   LS_CHECK(!parts.empty());
   LS_CHECK_GT(in_features, 0);
-  LinearWeight weight;
-  weight.dtype = parts[0].dtype;
-  weight.in_features = in_features;
+  const DType stored = parts[0].dtype;
+  int64_t out_features = 0;
   for (const WeightPart& part : parts) {
-    LS_CHECK(part.dtype == weight.dtype) << Name(part.dtype) << "beside" << Name(weight.dtype);
-    weight.out_features += part.rows;
+    LS_CHECK(part.dtype == stored) << Name(part.dtype) << "beside" << Name(stored);
+    out_features += part.rows;
   }
-  const std::optional<WeightKind> kind = WeightKindOf(weight.dtype);
-  if (!kind) {
-    return Status(Code::kUnsupported, StrCat("Linear weight of type ", Name(weight.dtype),
+  if (stored != DType::kBf16 && stored != DType::kF16 && stored != DType::kF32) {
+    return Status(Code::kUnsupported, StrCat("Linear weight of type ", Name(stored),
                                              ": the cpu backend has bf16, f16 and f32; convert the "
                                              "checkpoint to one of them"));
   }
-  const int64_t num_panels = CeilDiv(weight.out_features, kPanelCols);
-  const int64_t panel_bytes = CeilDiv(in_features, StepOf(*kind)) * PanelStepBytes(*kind);
+  const DType dtype = format == WeightFormat::kAsStored ? stored : QuantizedType(format);
+  const WeightKind kind = WeightKindOf(dtype).value();
+  LinearWeight weight = LS_TRY(NewWeight(dtype, out_features, in_features, bias));
+  const int64_t num_panels = CeilDiv(out_features, kPanelCols);
+  const int64_t panel_bytes = PanelBytes(kind, in_features);
   weight.data = LS_TRY(Allocate(static_cast<size_t>(num_panels * panel_bytes)));
-  pool_.Run(num_panels, [&](int64_t panel, int) {
-    PackPanel(*kind, parts, in_features, panel * kPanelCols,
-              weight.data.as<char>() + panel * panel_bytes);
+  char* data = weight.data.as<char>();
+  if (!IsQuantized(kind)) {
+    pool_.Run(num_panels, [&](int64_t panel, int) {
+      PackPanel(kind, parts, in_features, panel * kPanelCols, data + panel * panel_bytes);
+    });
+    return weight;
+  }
+  std::vector<Status> problems(static_cast<size_t>(pool_.num_threads()));
+  pool_.Run(num_panels, [&](int64_t panel, int thread) {
+    const Status status = PackQuantizedPanel(kind, parts, in_features, panel * kPanelCols,
+                                             data + panel * panel_bytes);
+    if (!status.ok()) problems[static_cast<size_t>(thread)] = status;
   });
-  if (!bias.empty()) {
-    LS_CHECK_EQ(static_cast<int64_t>(bias.size()), weight.out_features);
-    weight.bias = LS_TRY(Allocate(bias.size_bytes()));
-    std::memcpy(weight.bias.data.get(), bias.data(), bias.size_bytes());
+  for (Status& problem : problems) {
+    if (!problem.ok()) return std::move(problem);
   }
   return weight;
+}
+
+// Version 1: linear_kernels.h describes it.
+std::string CpuBackend::packed_layout() const {
+  return "cpu-panels64-1";
+}
+
+Result<LinearWeight> CpuBackend::ImportLinear(WeightFormat format,
+                                              int64_t out_features,
+                                              int64_t in_features,
+                                              std::span<const std::byte> data,
+                                              std::span<const float> bias) {
+  const DType dtype = QuantizedType(format);
+  const int64_t panel_bytes = PanelBytes(WeightKindOf(dtype).value(), in_features);
+  const uint64_t expected = static_cast<uint64_t>(CeilDiv(out_features, kPanelCols) * panel_bytes);
+  if (data.size() != expected) {
+    return Status(Code::kCorruptModel,
+                  StrCat("packed weight: has ", data.size(), " bytes, expected ", expected, " for ",
+                         out_features, " x ", in_features, " in ", Name(dtype)));
+  }
+  if (reinterpret_cast<uintptr_t>(data.data()) % kCacheLine != 0) {
+    return Status(Code::kCorruptModel,
+                  StrCat("packed weight: begins between cache lines, expected a multiple of ",
+                         kCacheLine, " bytes"));
+  }
+  LinearWeight weight = LS_TRY(NewWeight(dtype, out_features, in_features, bias));
+  weight.data = LS_TRY(ImportConstant(data));
+  return weight;
+}
+
+Result<LinearWeight> CpuBackend::NewWeight(DType dtype,
+                                           int64_t out_features,
+                                           int64_t in_features,
+                                           std::span<const float> bias) {
+  LinearWeight weight;
+  weight.dtype = dtype;
+  weight.out_features = out_features;
+  weight.in_features = in_features;
+  if (dtype == DType::kInt8 || dtype == DType::kInt4) weight.quantization_group = kWeightGroup;
+  if (bias.empty()) return weight;
+  LS_CHECK_EQ(static_cast<int64_t>(bias.size()), out_features);
+  weight.bias = LS_TRY(Allocate(bias.size_bytes()));
+  std::memcpy(weight.bias.data.get(), bias.data(), bias.size_bytes());
+  return weight;
+}
+
+size_t CpuBackend::LinearScratchBytes(const LinearWeight& weight, int64_t rows) const {
+  const WeightKind kind = WeightKindOf(weight.dtype).value();
+  const int num_threads = pool_.num_threads();
+  const LinearSchedule s = MakeSchedule(weight, kind, *linear_, rows, num_threads);
+  return static_cast<size_t>(s.scratch_bytes(rows, num_threads));
 }
 
 Status CpuBackend::Linear(const LinearParams& p) {
@@ -168,14 +310,14 @@ Status CpuBackend::Linear(const LinearParams& p) {
   const int num_threads = pool_.num_threads();
   const LinearSchedule s = MakeSchedule(weight, kind, *linear_, p.x.rows, num_threads);
 
-  const int64_t scratch_bytes =
-      s.x_bytes + num_threads * s.partial_floats * static_cast<int64_t>(sizeof(float));
-  if (linear_scratch_.bytes < static_cast<size_t>(scratch_bytes)) {
+  const size_t scratch_bytes = static_cast<size_t>(s.scratch_bytes(p.x.rows, num_threads));
+  if (linear_scratch_.bytes < scratch_bytes) {
     linear_scratch_ = Buffer();  // free first
-    linear_scratch_ = LS_TRY(Allocate(static_cast<size_t>(scratch_bytes)));
+    linear_scratch_ = LS_TRY(Allocate(scratch_bytes));
   }
   char* x = linear_scratch_.as<char>();
-  float* partial = reinterpret_cast<float*>(x + s.x_bytes);
+  float* x_sums = s.num_groups_of_k == 0 ? nullptr : reinterpret_cast<float*>(x + s.x_bytes);
+  char* of_threads = x + s.x_bytes + s.x_sums_bytes(p.x.rows);
 
   // Converting a few rows costs less than waking a thread.
   constexpr int64_t kConvertGrain = 32 << 10;
@@ -183,11 +325,22 @@ Status CpuBackend::Linear(const LinearParams& p) {
   pool_.Run(CeilDiv(p.x.rows, rows_per_item), [&](int64_t item, int) {
     const int64_t last = std::min((item + 1) * rows_per_item, p.x.rows);
     for (int64_t r = item * rows_per_item; r < last; ++r) {
-      linear_->convert_x(kind, p.x.row<float>(r), p.x.cols, x + r * s.x_stride);
+      char* to = x + r * s.x_stride;
+      linear_->convert_x(kind, p.x.row<float>(r), p.x.cols, to);
+      if (x_sums != nullptr) linear_->sum_groups(to, p.x.cols, x_sums + r * s.num_groups_of_k);
     }
   });
   pool_.Run(s.num_panels * s.num_groups, [&](int64_t item, int thread) {
-    RunItem(*linear_, kind, p, s, item, x, partial + thread * s.partial_floats);
+    char* own = of_threads + thread * s.thread_bytes();
+    const Scratch scratch = {.x = x,
+                             .x_sums = x_sums,
+                             .partial = reinterpret_cast<float*>(own + s.expanded_bytes),
+                             .expanded = own};
+    if (IsQuantized(kind)) {
+      RunQuantizedItem(*linear_, kind, p, s, item, scratch);
+    } else {
+      RunItem(*linear_, kind, p, s, item, scratch);
+    }
   });
   return Status();
 }

@@ -12,6 +12,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 using F32 = hn::ScalableTag<float>;
 using U32 = hn::Rebind<uint32_t, F32>;
+using I32 = hn::Rebind<int32_t, F32>;
 using F16 = hn::Rebind<hwy::float16_t, F32>;
 using Vec = hn::Vec<F32>;
 
@@ -97,6 +98,41 @@ struct PanelBf16 {
   }
 };
 
+// The two codes of a column are neighbouring bytes.
+struct PanelInt8 {
+  static constexpr int kPerStep = 2;
+  static constexpr int kStepBytes = kPanelCols * 2;
+  static HWY_INLINE Vec Load(const char* row, int col, int part) {
+    const hn::Rebind<int16_t, F32> d16;
+    const auto pairs =
+        hn::PromoteTo(I32(), hn::LoadU(d16, reinterpret_cast<const int16_t*>(row) + col));
+    const auto odd = hn::ShiftRight<8>(pairs);
+    const auto even = hn::ShiftRight<24>(hn::ShiftLeft<24>(pairs));
+    return hn::ConvertTo(F32(), part == 0 ? even : odd);
+  }
+};
+
+// Bits [4 v, 4 v + 4) of 32-bit element i, and those 16 above them, are the pair of column
+// 16 v + i.
+struct PanelInt4 {
+  static constexpr int kPerStep = 2;
+  static constexpr int kStepBytes = kPanelCols;
+  static HWY_INLINE Vec Load(const char* row, int col, int part) {
+    const auto words = hn::LoadU(U32(), reinterpret_cast<const uint32_t*>(row) + col % 16);
+    const auto shifted = hn::ShiftRightSame(words, col / 16 * 4 + part * 16);
+#if defined(__AVX512F__)
+    // Reads the low 4 bits of an index, so that the others need not be cleared.
+    return Vec{_mm512_permutexvar_ps(shifted.raw, _mm512_load_ps(kInt4Values))};
+#else
+    return hn::ConvertTo(F32(), hn::BitCast(I32(), hn::And(shifted, hn::Set(U32(), 15))));
+#endif
+  }
+#if defined(__AVX512F__)
+  alignas(64) static constexpr float kInt4Values[16] = {0, 1, 2,  3,  4,  5,  6,  7,
+                                                        8, 9, 10, 11, 12, 13, 14, 15};
+#endif
+};
+
 // ---- tiles -------------------------------------------------------------------------------------
 
 // The accumulators of kRows x kVecs vectors, from column `col` of a tile on.
@@ -122,6 +158,15 @@ HWY_INLINE void StoreVector(const LinearTile& t, Part part, Vec sum, int row, in
   Store(part, sum, y);
 }
 
+// The columns from `col` on that exist.
+HWY_INLINE void StoreInY(const LinearTile& t, Vec sum, int row, int col) {
+  if (col + kLanes <= t.cols) {
+    StoreVector(t, Whole(), sum, row, col);
+  } else if (col < t.cols) {
+    StoreVector(t, Front{t.cols - col}, sum, row, col);
+  }
+}
+
 template <int kRows, int kVecs>
 HWY_INLINE void StoreResult(const LinearTile& t, int col, const Vec (&acc)[kRows][kVecs]) {
 #pragma GCC unroll 8
@@ -131,10 +176,8 @@ HWY_INLINE void StoreResult(const LinearTile& t, int col, const Vec (&acc)[kRows
       const int c = col + v * kLanes;
       if (t.partial_out != nullptr) {
         hn::StoreU(acc[r][v], F32(), t.partial_out + r * kPanelCols + c);
-      } else if (c + kLanes <= t.cols) {
-        StoreVector(t, Whole(), acc[r][v], r, c);
-      } else if (c < t.cols) {
-        StoreVector(t, Front{t.cols - c}, acc[r][v], r, c);
+      } else {
+        StoreInY(t, acc[r][v], r, c);
       }
     }
   }
@@ -147,42 +190,52 @@ constexpr int VecsOf(int rows) {
   return rows == 1 ? 8 : rows == 2 ? 4 : 2;
 }
 
+// acc += x W^T of `steps` steps, one fused multiply-add per element and K in the order of K.
+template <class Panel, int kRows, int kVecs>
+HWY_INLINE void AddFloatSteps(const LinearTile& t,
+                              const char* w,
+                              const float* x,
+                              int64_t steps,
+                              int col,
+                              Vec (&acc)[kRows][kVecs]) {
+  const int64_t x_stride = t.x_stride / 4;
+  for (int64_t s = 0; s < steps; ++s) {
+    // The first of several passes over the panel fetches the lines of the others too: the
+    // hardware sees only every fourth line.
+    if (kLanes < 16 && col == 0 && kVecs * kLanes < kPanelCols) {
+#pragma GCC unroll 4
+      for (int line = 0; line < Panel::kStepBytes; line += 64) {
+        __builtin_prefetch(w + 16 * Panel::kStepBytes + line);
+      }
+    }
+#pragma GCC unroll 2
+    for (int part = 0; part < Panel::kPerStep; ++part) {
+      // The second part loads its weights again: with 16 registers, keeping the pairs would spill
+      // accumulators.
+      if (kLanes < 16) __asm__ volatile("" ::: "memory");
+      Vec b[kVecs];
+#pragma GCC unroll 8
+      for (int v = 0; v < kVecs; ++v) b[v] = Panel::Load(w, col + v * kLanes, part);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const Vec a = hn::Set(F32(), x[r * x_stride + part]);
+#pragma GCC unroll 8
+        for (int v = 0; v < kVecs; ++v) acc[r][v] = hn::MulAdd(a, b[v], acc[r][v]);
+      }
+    }
+    w += Panel::kStepBytes;
+    x += Panel::kPerStep;
+  }
+}
+
 template <class Panel, int kRows>
 void FloatTile(const LinearTile& t) {
   constexpr int kVecs = VecsOf(kRows);
   for (int col = 0; col < kPanelCols; col += kVecs * kLanes) {
     Vec acc[kRows][kVecs];
     LoadPartial<kRows, kVecs>(t, col, acc);
-    const char* w = static_cast<const char*>(t.panel);
-    const float* x = static_cast<const float*>(t.x);
-    const int64_t x_stride = t.x_stride / 4;
-    for (int64_t s = 0; s < t.steps; ++s) {
-      // The first of several passes over the panel fetches the lines of the others too: the
-      // hardware sees only every fourth line.
-      if (kLanes < 16 && col == 0 && kVecs * kLanes < kPanelCols) {
-#pragma GCC unroll 4
-        for (int line = 0; line < Panel::kStepBytes; line += 64) {
-          __builtin_prefetch(w + 16 * Panel::kStepBytes + line);
-        }
-      }
-#pragma GCC unroll 2
-      for (int part = 0; part < Panel::kPerStep; ++part) {
-        // The second part loads its weights again: with 16 registers, keeping the pairs would spill
-        // accumulators.
-        if (kLanes < 16) __asm__ volatile("" ::: "memory");
-        Vec b[kVecs];
-#pragma GCC unroll 8
-        for (int v = 0; v < kVecs; ++v) b[v] = Panel::Load(w, col + v * kLanes, part);
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) {
-          const Vec a = hn::Set(F32(), x[r * x_stride + part]);
-#pragma GCC unroll 8
-          for (int v = 0; v < kVecs; ++v) acc[r][v] = hn::MulAdd(a, b[v], acc[r][v]);
-        }
-      }
-      w += Panel::kStepBytes;
-      x += Panel::kPerStep;
-    }
+    AddFloatSteps<Panel, kRows, kVecs>(t, static_cast<const char*>(t.panel),
+                                       static_cast<const float*>(t.x), t.steps, col, acc);
     StoreResult<kRows, kVecs>(t, col, acc);
   }
 }
@@ -224,6 +277,265 @@ void Bf16DotTile(const LinearTile& t) {
 }
 #endif
 
+// ---- quantised weights -------------------------------------------------------------------------
+
+// Scales and minima of a group are bf16.
+HWY_INLINE Vec LoadBf16s(const char* from) {
+  const hn::Rebind<uint16_t, F32> d16;
+  const auto bits = hn::LoadU(d16, reinterpret_cast<const uint16_t*>(from));
+  return hn::BitCast(F32(), hn::ShiftLeft<16>(hn::PromoteTo(U32(), bits)));
+}
+
+// y = fma(min, sum of x, fma(scale, sum of x q, y)) for one group: the only order there is.
+template <int kRows, int kVecs>
+HWY_INLINE void AddGroup(
+    const LinearTile& t, int64_t group, bool last, int col, const Vec (&acc)[kRows][kVecs]) {
+  const char* scales = t.scales + group * t.scales_stride;
+  const bool first = group == 0 && t.partial_in == nullptr;
+#pragma GCC unroll 8
+  for (int v = 0; v < kVecs; ++v) {
+    const int c = col + v * kLanes;
+    const Vec scale = LoadBf16s(scales + c * 2);
+    Vec min = hn::Zero(F32());
+    if (t.x_sums != nullptr) min = LoadBf16s(scales + (kPanelCols + c) * 2);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      float* partial = t.partial_out + r * kPanelCols + c;
+      Vec sum = first ? hn::Zero(F32()) : hn::LoadU(F32(), partial);
+      sum = hn::MulAdd(scale, acc[r][v], sum);
+      if (t.x_sums != nullptr) {
+        sum = hn::MulAdd(min, hn::Set(F32(), t.x_sums[r * t.x_sums_stride + group]), sum);
+      }
+      if (last) {
+        StoreInY(t, sum, r, c);
+      } else {
+        hn::StoreU(sum, F32(), partial);
+      }
+    }
+  }
+}
+
+// Calls f(group, first step, steps, is the last of K) for the groups of a tile.
+template <class F>
+HWY_INLINE void ForGroups(const LinearTile& t, F f) {
+  int64_t group = 0;
+  for (int64_t step = 0; step < t.steps; step += kGroupSteps, ++group) {
+    const int64_t rest = t.steps - step;
+    f(group, step, rest < kGroupSteps ? rest : kGroupSteps, t.ends && rest <= kGroupSteps);
+  }
+}
+
+template <class Panel, int kRows>
+void FloatGroupsTile(const LinearTile& t) {
+  constexpr int kVecs = VecsOf(kRows);
+  for (int col = 0; col < kPanelCols; col += kVecs * kLanes) {
+    ForGroups(t, [&](int64_t group, int64_t step, int64_t steps, bool last) {
+      Vec acc[kRows][kVecs];
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+        for (int v = 0; v < kVecs; ++v) acc[r][v] = hn::Zero(F32());
+      }
+      AddFloatSteps<Panel, kRows, kVecs>(
+          t, static_cast<const char*>(t.panel) + group * t.group_stride,
+          static_cast<const float*>(t.x) + step * Panel::kPerStep, steps, col, acc);
+      AddGroup<kRows, kVecs>(t, group, last, col, acc);
+    });
+  }
+}
+
+#if defined(__AVX512BF16__)
+// How one step of a panel becomes 4 vectors of 16 pairs of bf16.
+using Pairs = __m512bh[4];
+
+struct DotBf16 {
+  static constexpr int kStepBytes = kPanelCols * 4;
+  static HWY_INLINE void Load(const char* step, Pairs& b) {
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) {
+      b[v] = reinterpret_cast<__m512bh>(_mm512_load_si512(step + v * 64));
+    }
+  }
+};
+
+// The bf16 of 0 to 127, low bytes and high bytes apart.
+struct Int8Tables {
+  alignas(64) uint8_t low[128];
+  alignas(64) uint8_t high[128];
+};
+constexpr Int8Tables MakeInt8Tables() {
+  Int8Tables tables{};
+  for (unsigned magnitude = 1; magnitude < 128; ++magnitude) {
+    unsigned exponent = 127, significand = magnitude << 7;  // a bit at 2^7 is the implicit one
+    while (significand >= 256) significand >>= 1, ++exponent;
+    const unsigned bits = (exponent << 7) | (significand & 127);
+    tables.low[magnitude] = static_cast<uint8_t>(bits & 255);
+    tables.high[magnitude] = static_cast<uint8_t>(bits >> 8);
+  }
+  return tables;
+}
+inline constexpr Int8Tables kInt8Tables = MakeInt8Tables();
+
+// Looks the magnitude up: 5 instructions per 64 codes and one vector of pairs each, where
+// converting by way of int32 and float takes 14.
+struct DotInt8 {
+  static constexpr int kStepBytes = PanelInt8::kStepBytes;
+  static HWY_INLINE void Load(const char* step, Pairs& b) {
+    // vpunpck takes the halves of each 128-bit lane: these are the quarters that it needs there.
+    const __m512i order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0);
+    const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80));
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const __m512i codes = _mm512_permutexvar_epi64(order, _mm512_load_si512(step + half * 64));
+      const __m512i magnitude = _mm512_abs_epi8(codes);
+      const __m512i low = LookUp(kInt8Tables.low, magnitude);
+      const __m512i unsigned_high = LookUp(kInt8Tables.high, magnitude);
+      constexpr int kFirstOrBothOthers = 0xf8;
+      const __m512i high =
+          _mm512_ternarylogic_epi64(unsigned_high, codes, sign, kFirstOrBothOthers);
+      b[2 * half] = reinterpret_cast<__m512bh>(_mm512_unpacklo_epi8(low, high));
+      b[2 * half + 1] = reinterpret_cast<__m512bh>(_mm512_unpackhi_epi8(low, high));
+    }
+  }
+  static HWY_INLINE __m512i LookUp(const uint8_t* table, __m512i index) {
+    return _mm512_permutex2var_epi8(_mm512_load_si512(table), index, _mm512_load_si512(table + 64));
+  }
+};
+
+struct DotInt4 {
+  static constexpr int kStepBytes = PanelInt4::kStepBytes;
+  // 0 to 15 in bf16, twice: vpermw reads 5 bits of an index, of which the upper is a neighbour's.
+  alignas(64) static constexpr uint16_t kValues[32] = {
+      0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, 0x4100, 0x4110, 0x4120,
+      0x4130, 0x4140, 0x4150, 0x4160, 0x4170, 0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0,
+      0x40c0, 0x40e0, 0x4100, 0x4110, 0x4120, 0x4130, 0x4140, 0x4150, 0x4160, 0x4170};
+  static HWY_INLINE void Load(const char* step, Pairs& b) {
+    const __m512i words = _mm512_load_si512(step);
+    const __m512i values = _mm512_load_si512(kValues);
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) {
+      const __m512i index = _mm512_srli_epi16(words, static_cast<unsigned>(v * 4));
+      b[v] = reinterpret_cast<__m512bh>(_mm512_permutexvar_epi16(index, values));
+    }
+  }
+};
+
+template <class Panel, int kRows>
+void DotGroupsTile(const LinearTile& t) {
+  constexpr int kVecs = 4;
+  // Without a hint, x is as good an address as any, as in Bf16DotTile.
+  const char* prefetch = t.prefetch == nullptr ? static_cast<const char*>(t.x) : t.prefetch;
+  const int64_t prefetch_step = t.prefetch_step;
+  ForGroups(t, [&](int64_t group, int64_t step, int64_t steps, bool last) {
+    Vec acc[kRows][kVecs];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVecs; ++v) acc[r][v] = hn::Zero(F32());
+    }
+    const char* w = static_cast<const char*>(t.panel) + group * t.group_stride;
+    const char* x = static_cast<const char*>(t.x) + step * 4;
+    for (int64_t s = 0; s < steps; ++s) {
+      _mm_prefetch(prefetch, _MM_HINT_T1);
+      _mm_prefetch(prefetch + 64, _MM_HINT_T1);
+      prefetch += prefetch_step;
+      Pairs b;
+      Panel::Load(w, b);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        int pair;
+        __builtin_memcpy(&pair, x + r * t.x_stride, sizeof(pair));
+        const __m512bh a = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
+#pragma GCC unroll 8
+        for (int v = 0; v < kVecs; ++v) acc[r][v].raw = _mm512_dpbf16_ps(acc[r][v].raw, a, b[v]);
+      }
+      w += Panel::kStepBytes;
+      x += 4;
+    }
+    AddGroup<kRows, kVecs>(t, group, last, 0, acc);
+  });
+}
+
+template <class Panel>
+void ExpandPanel(const char* codes, int64_t steps, char* out) {
+  for (int64_t s = 0; s < steps; ++s) {
+    Pairs b;
+    Panel::Load(codes, b);
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) {
+      _mm512_store_si512(out + v * 64, reinterpret_cast<__m512i>(b[v]));
+    }
+    codes += Panel::kStepBytes;
+    out += DotBf16::kStepBytes;
+  }
+}
+#else
+// The floats of a small integer have their upper half only, which is the bf16.
+template <class Panel>
+void ExpandPanel(const char* codes, int64_t steps, char* out) {
+  for (int64_t s = 0; s < steps; ++s) {
+    for (int col = 0; col < kPanelCols; col += kLanes) {
+      const auto even = hn::BitCast(U32(), Panel::Load(codes, col, 0));
+      const auto odd = hn::BitCast(U32(), Panel::Load(codes, col, 1));
+      hn::StoreU(hn::Or(hn::ShiftRight<16>(even), odd), U32(),
+                 reinterpret_cast<uint32_t*>(out) + col);
+    }
+    codes += Panel::kStepBytes;
+    out += PanelBf16::kStepBytes;
+  }
+}
+#endif
+
+void Expand(WeightKind kind, const void* codes, int64_t steps, void* out) {
+  const char* from = static_cast<const char*>(codes);
+  char* to = static_cast<char*>(out);
+#if defined(__AVX512BF16__)
+  return kind == WeightKind::kInt8 ? ExpandPanel<DotInt8>(from, steps, to)
+                                   : ExpandPanel<DotInt4>(from, steps, to);
+#else
+  return kind == WeightKind::kInt8 ? ExpandPanel<PanelInt8>(from, steps, to)
+                                   : ExpandPanel<PanelInt4>(from, steps, to);
+#endif
+}
+
+// One group is kLanes chains and a tree of sums, whatever else there is.
+void SumGroups(const void* x, int64_t k, float* sums) {
+  constexpr int64_t kGroup = kGroupSteps * 2;
+  for (int64_t first = 0; first < k; first += kGroup) {
+    const int64_t count = k - first < kGroup ? k - first : kGroup;
+    Vec sum = hn::Zero(F32());
+#if defined(__AVX512BF16__)
+    const uint16_t* from = static_cast<const uint16_t*>(x) + first;
+    const __m512bh ones = reinterpret_cast<__m512bh>(_mm512_set1_epi16(0x3f80));
+    for (int64_t i = 0; i < count; i += 32) {
+      const int64_t have = count - i < 32 ? count - i : 32;
+      const __mmask32 mask = static_cast<__mmask32>((uint64_t{1} << have) - 1);
+      const __m512i part = _mm512_maskz_loadu_epi16(mask, from + i);
+      sum.raw = _mm512_dpbf16_ps(sum.raw, reinterpret_cast<__m512bh>(part), ones);
+    }
+#else
+    const float* from = static_cast<const float*>(x) + first;
+    ForVectors(count, [&](int64_t i, auto part) { sum = hn::Add(sum, Load(part, from + i)); });
+#endif
+    *sums++ = hn::GetLane(hn::SumOfLanes(F32(), sum));
+  }
+}
+
+template <int kRows>
+void QuantizedTileOfRows(WeightKind kind, const LinearTile& t) {
+#if defined(__AVX512BF16__)
+  if (kind == WeightKind::kInt8) return DotGroupsTile<DotInt8, kRows>(t);
+  if (kind == WeightKind::kInt4) return DotGroupsTile<DotInt4, kRows>(t);
+  return DotGroupsTile<DotBf16, kRows>(t);
+#else
+  if (kind == WeightKind::kInt8) return FloatGroupsTile<PanelInt8, kRows>(t);
+  if (kind == WeightKind::kInt4) return FloatGroupsTile<PanelInt4, kRows>(t);
+  return FloatGroupsTile<PanelBf16, kRows>(t);
+#endif
+}
+
+// ---- dispatch ----------------------------------------------------------------------------------
+
 template <int kRows>
 void TileOfRows(WeightKind kind, const LinearTile& t) {
   switch (kind) {
@@ -237,25 +549,42 @@ void TileOfRows(WeightKind kind, const LinearTile& t) {
       return FloatTile<PanelF16, kRows>(t);
     case WeightKind::kF32:
       return FloatTile<PanelF32, kRows>(t);
+    case WeightKind::kInt8:
+    case WeightKind::kInt4:
+      break;  // QuantizedTile
+  }
+}
+
+// Calls f(Rows<n>()) for the number of rows of a tile.
+template <int kRows>
+struct Rows {
+  static constexpr int kCount = kRows;
+};
+template <class F>
+HWY_INLINE void SwitchOnRows(int rows, F f) {
+  static_assert(kMaxTileRows == 6);
+  switch (rows) {
+    case 1:
+      return f(Rows<1>());
+    case 2:
+      return f(Rows<2>());
+    case 3:
+      return f(Rows<3>());
+    case 4:
+      return f(Rows<4>());
+    case 5:
+      return f(Rows<5>());
+    default:
+      return f(Rows<6>());
   }
 }
 
 void Tile(WeightKind kind, const LinearTile& t) {
-  static_assert(kMaxTileRows == 6);
-  switch (t.rows) {
-    case 1:
-      return TileOfRows<1>(kind, t);
-    case 2:
-      return TileOfRows<2>(kind, t);
-    case 3:
-      return TileOfRows<3>(kind, t);
-    case 4:
-      return TileOfRows<4>(kind, t);
-    case 5:
-      return TileOfRows<5>(kind, t);
-    default:
-      return TileOfRows<6>(kind, t);
-  }
+  SwitchOnRows(t.rows, [&](auto rows) { TileOfRows<decltype(rows)::kCount>(kind, t); });
+}
+
+void QuantizedTile(WeightKind kind, const LinearTile& t) {
+  SwitchOnRows(t.rows, [&](auto rows) { QuantizedTileOfRows<decltype(rows)::kCount>(kind, t); });
 }
 
 // ---- x -----------------------------------------------------------------------------------------
@@ -272,7 +601,7 @@ HWY_INLINE Vec RoundToBf16(Vec x) {
 }
 
 void ConvertX(WeightKind kind, const float* x, int64_t k, void* out) {
-  if (kind != WeightKind::kBf16) {
+  if (kind == WeightKind::kF16 || kind == WeightKind::kF32) {
     __builtin_memcpy(out, x, static_cast<size_t>(k) * sizeof(float));
     return;
   }
@@ -387,9 +716,18 @@ constexpr int kBf16XBytes = 4;
 
 extern const LinearKernels kLinearKernels;
 constinit const LinearKernels kLinearKernels = {
-    kLanes == 16, {kBf16XBytes, 4, 4}, &ConvertX, &Tile,
-    &WidenBf16s,  &WidenF16s,          &RmsNorm,  &SiluMul,
-    &Rope,
+    .single_pass = kLanes == 16,
+    .x_bytes = {kBf16XBytes, 4, 4, kBf16XBytes, kBf16XBytes},
+    .convert_x = &ConvertX,
+    .tile = &Tile,
+    .quantized_tile = &QuantizedTile,
+    .expand = &Expand,
+    .sum_groups = &SumGroups,
+    .widen_bf16 = &WidenBf16s,
+    .widen_f16 = &WidenF16s,
+    .rms_norm = &RmsNorm,
+    .silu_mul = &SiluMul,
+    .rope = &Rope,
 };
 
 }  // namespace LS_ISA

@@ -15,17 +15,32 @@ namespace lserve {
 // A packed weight is a row of panels of kPanelCols output columns, zero-padded on the right. Inside
 // a panel, K is outermost: bf16 as pairs, [ceil(K / 2)][kPanelCols][2]; f16 and f32 as
 // [K][kPanelCols]. One row of x (decode) and many (prefill) read it alike.
+//
+// A quantised panel is one quantization group of K after the other, each in one piece, so that one
+// row reads it as one stream: [kPanelCols] bf16 scales, for int4 [kPanelCols] bf16 minima, then
+// the codes of its steps (pairs of K), which are fewer in the last group.
+//   int8: a step is [kPanelCols][2] bytes, as the pairs of bf16.
+//   int4: a step is 32 16-bit words; bits [4 v, 4 v + 4) of word 2 i + j are column 16 v + i,
+//   element j of the pair: 16 columns of pairs are one shift away.
 inline constexpr int kPanelCols = 64;
 
 // Rows of the largest register tile.
 inline constexpr int kMaxTileRows = 6;
 
-enum class WeightKind : uint8_t { kBf16, kF16, kF32 };
+enum class WeightKind : uint8_t { kBf16, kF16, kF32, kInt8, kInt4 };
+inline constexpr int kNumWeightKinds = 5;
 
 // K elements of one step of the layout.
 constexpr int StepOf(WeightKind kind) {
-  return kind == WeightKind::kBf16 ? 2 : 1;
+  return kind == WeightKind::kF16 || kind == WeightKind::kF32 ? 1 : 2;
 }
+
+constexpr bool IsQuantized(WeightKind kind) {
+  return kind == WeightKind::kInt8 || kind == WeightKind::kInt4;
+}
+
+// Steps of a whole quantization group.
+inline constexpr int64_t kGroupSteps = 64;
 
 // One register tile: [rows, kPanelCols] of y over `steps` of K. Every element is one chain of
 // additions in the order of K, whatever `rows` is; a chain may be cut and continued from
@@ -46,6 +61,15 @@ struct LinearTile {
   // A hint: while step s runs, the two cache lines at prefetch + s * prefetch_step come nearer.
   const char* prefetch = nullptr;
   int64_t prefetch_step = 0;  // bytes
+
+  // Quantised weights only: the panel begins at a group, and the sums of a tile stay in partial_out
+  // between groups; partial_in is the same place, or null.
+  int64_t group_stride = 0;       // bytes from the steps of one group to those of the next
+  const char* scales = nullptr;   // of the first group, its minima behind them
+  int64_t scales_stride = 0;      // bytes to the next group's
+  const float* x_sums = nullptr;  // [rows][groups], from sum_groups; null: no minima
+  int64_t x_sums_stride = 0;      // floats
+  bool ends = false;              // the chains end here, in y
 };
 
 struct LinearKernels {
@@ -53,10 +77,17 @@ struct LinearKernels {
   // lie in L1).
   bool single_pass;
   // Bytes of one K element of x as the tile kernels of `kind` read it (bf16 or float).
-  int x_bytes[3];  // by WeightKind
+  int x_bytes[kNumWeightKinds];  // by WeightKind
   // x[0, k) rounded as `kind` asks, then zeros up to a multiple of StepOf(kind).
   void (*convert_x)(WeightKind kind, const float* x, int64_t k, void* out);
   void (*tile)(WeightKind kind, const LinearTile& tile);
+  // The same for a quantised weight. `kind` is that of the tile's panel: kInt8 or kInt4 decode it
+  // on the way, once per tile; kBf16 reads what `expand` made of it. Both give the same bits.
+  void (*quantized_tile)(WeightKind kind, const LinearTile& tile);
+  // The codes of `steps` steps as exact integers in bf16, in the layout of kBf16.
+  void (*expand)(WeightKind kind, const void* codes, int64_t steps, void* out);
+  // sums[g] = the sum of the converted x[0, k) over group g.
+  void (*sum_groups)(const void* x, int64_t k, float* sums);
 
   // out[i] = x[i], i < n.
   void (*widen_bf16)(const uint16_t* x, int64_t n, float* out);

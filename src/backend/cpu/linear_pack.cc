@@ -4,6 +4,8 @@
 #include <array>
 #include <cstring>
 
+#include "backend/weight_quant.h"
+
 namespace lserve {
 namespace {
 
@@ -30,17 +32,12 @@ void Transpose(const Columns& columns, int64_t n, char* out) {
   }
 }
 
-}  // namespace
-
-void PackPanel(WeightKind kind,
-               std::span<const WeightPart> parts,
-               int64_t in_features,
-               int64_t first_col,
-               char* out) {
+// Where the columns of a panel begin in the file.
+Columns ColumnsOf(std::span<const WeightPart> parts, int64_t in_features, int64_t first_col) {
   Columns columns{};
-  const int64_t row_bytes = in_features * (kind == WeightKind::kF32 ? 4 : 2);
   int64_t part_first = 0;
   for (const WeightPart& part : parts) {
+    const int64_t row_bytes = in_features * BitsOf(part.dtype) / 8;
     const int64_t from = std::max(first_col, part_first);
     const int64_t to = std::min(first_col + kPanelCols, part_first + part.rows);
     for (int64_t col = from; col < to; ++col) {
@@ -49,6 +46,94 @@ void PackPanel(WeightKind kind,
     }
     part_first += part.rows;
   }
+  return columns;
+}
+
+static_assert(kWeightGroup == kGroupSteps * StepOf(WeightKind::kInt8));
+
+// The codes of one column's group, zeros behind its end.
+using Codes = std::array<uint8_t, kWeightGroup>;
+
+// Quantises one group of one column; a column that does not exist has codes and scales of 0.
+bool QuantizeColumn(WeightKind kind,
+                    const char* column,
+                    DType dtype,
+                    int64_t first,
+                    int count,
+                    Codes& codes,
+                    WeightScale* scale) {
+  codes = {};
+  *scale = {};
+  if (column == nullptr) return true;
+  float w[kWeightGroup];
+  WidenWeights(column, dtype, first, count, w);
+  const WeightFormat format = kind == WeightKind::kInt8 ? WeightFormat::kInt8 : WeightFormat::kInt4;
+  return QuantizeWeightGroup(format, w, count, scale, codes.data());
+}
+
+// The codes of column c and, for int4, of those 16, 32 and 48 to its right.
+void StoreCodes(
+    WeightKind kind, const std::array<Codes, 4>& codes, int64_t c, int64_t steps, char* out) {
+  const int64_t step_bytes = PanelStepBytes(kind);
+  if (kind == WeightKind::kInt8) {
+    for (int64_t s = 0; s < steps; ++s) {
+      std::memcpy(out + s * step_bytes + c * 2, codes[0].data() + 2 * s, 2);
+    }
+    return;
+  }
+  Codes low;
+  Codes high;
+  for (size_t i = 0; i < low.size(); ++i) {
+    low[i] = static_cast<uint8_t>(codes[0][i] | codes[1][i] << 4);
+    high[i] = static_cast<uint8_t>(codes[2][i] | codes[3][i] << 4);
+  }
+  for (int64_t s = 0; s < steps; ++s) {
+    const size_t i = static_cast<size_t>(2 * s);
+    const uint8_t words[4] = {low[i], high[i], low[i + 1], high[i + 1]};
+    std::memcpy(out + s * step_bytes + c * 4, words, sizeof(words));
+  }
+}
+
+}  // namespace
+
+Status PackQuantizedPanel(WeightKind kind,
+                          std::span<const WeightPart> parts,
+                          int64_t in_features,
+                          int64_t first_col,
+                          char* out) {
+  const Columns columns = ColumnsOf(parts, in_features, first_col);
+  const DType dtype = parts.front().dtype;
+  const int64_t together = kind == WeightKind::kInt8 ? 1 : 4;
+  for (int64_t first = 0; first < in_features; first += kWeightGroup) {
+    const int count = static_cast<int>(std::min<int64_t>(kWeightGroup, in_features - first));
+    const int64_t steps = (count + 1) / 2;
+    uint16_t scales[2][kPanelCols];
+    for (int64_t c = 0; c < kPanelCols / together; ++c) {
+      std::array<Codes, 4> codes;
+      for (int64_t v = 0; v < together; ++v) {
+        const size_t col = static_cast<size_t>(c + v * 16);
+        WeightScale scale;
+        if (!QuantizeColumn(kind, columns[col], dtype, first, count, codes[static_cast<size_t>(v)],
+                            &scale)) {
+          return NotFinite(first_col + static_cast<int64_t>(col), first);
+        }
+        scales[0][col] = scale.scale.bits;
+        scales[1][col] = scale.min.bits;
+      }
+      StoreCodes(kind, codes, c, steps, out + GroupScaleBytes(kind));
+    }
+    std::memcpy(out, scales, static_cast<size_t>(GroupScaleBytes(kind)));
+    out += GroupScaleBytes(kind) + steps * PanelStepBytes(kind);
+  }
+  return Status();
+}
+
+void PackPanel(WeightKind kind,
+               std::span<const WeightPart> parts,
+               int64_t in_features,
+               int64_t first_col,
+               char* out) {
+  const Columns columns = ColumnsOf(parts, in_features, first_col);
   if (kind == WeightKind::kF16) return Transpose<uint16_t>(columns, in_features, out);
   if (kind == WeightKind::kF32) return Transpose<uint32_t>(columns, in_features, out);
   // A pair of bf16 neighbours along K is one 32-bit element.

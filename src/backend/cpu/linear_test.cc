@@ -5,8 +5,14 @@
 // one relative to a partial sum of at most S = sum |x w| + |bias| + |y|: |error| <= (2 K + 2) u S
 // with u = 2^-24, to first order in K u < 1e-3. The bf16 dot product also flushes denormals, which
 // the test data has none of.
+//
+// A quantised weight has groups of n <= 128: the products with codes are exact in float (8 bits
+// times 8), so a group costs 2 n roundings at most, its scale and its minimum two each, and every
+// later group lets them pass through 4 more: (2 n + 4 G + 2) u S for G groups, where an int4 weight
+// counts in S with the magnitudes of both its terms, |x| (scale code + |min|).
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -15,6 +21,7 @@
 #include <vector>
 
 #include "backend/cpu/cpu_backend.h"
+#include "backend/weight_quant.h"
 #include "base/half.h"
 #include "base/rng.h"
 #include "base/strings.h"
@@ -35,6 +42,15 @@ struct TestMatrix {
   std::vector<uint8_t> bytes;
   std::vector<double> values;
 };
+
+// The types that a checkpoint stores; quantised weights are made from bf16.
+DType StoredType(DType dtype) {
+  return dtype == DType::kInt8 || dtype == DType::kInt4 ? DType::kBf16 : dtype;
+}
+WeightFormat FormatOf(DType dtype) {
+  if (dtype == DType::kInt8) return WeightFormat::kInt8;
+  return dtype == DType::kInt4 ? WeightFormat::kInt4 : WeightFormat::kAsStored;
+}
 
 TestMatrix RandomWeights(Rng& rng, DType dtype, int64_t count) {
   TestMatrix m;
@@ -57,6 +73,31 @@ TestMatrix RandomWeights(Rng& rng, DType dtype, int64_t count) {
   return m;
 }
 
+// Replaces the values of a matrix of `in` columns by what its codes stand for; magnitudes as above.
+void QuantizeValues(WeightFormat format,
+                    int64_t in,
+                    std::vector<double>& values,
+                    std::vector<double>& magnitudes) {
+  magnitudes.resize(values.size());
+  const int64_t rows = static_cast<int64_t>(values.size()) / in;
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t first = 0; first < in; first += kWeightGroup) {
+      const int count = static_cast<int>(std::min<int64_t>(kWeightGroup, in - first));
+      const size_t at = static_cast<size_t>(row * in + first);
+      std::vector<float> w(values.begin() + at, values.begin() + at + count);
+      uint8_t codes[kWeightGroup];
+      WeightScale scale;
+      ASSERT_TRUE(QuantizeWeightGroup(format, w.data(), count, &scale, codes));
+      for (int i = 0; i < count; ++i) {
+        const double code =
+            format == WeightFormat::kInt8 ? static_cast<int8_t>(codes[i]) : codes[i];
+        values[at + i] = ToFloat(scale.min) + ToFloat(scale.scale) * code;
+        magnitudes[at + i] = std::abs(ToFloat(scale.min)) + ToFloat(scale.scale) * std::abs(code);
+      }
+    }
+  }
+}
+
 std::vector<float> RandomFloats(Rng& rng, int64_t count) {
   std::vector<float> out(static_cast<size_t>(count));
   for (float& f : out) f = rng.NextFloat();
@@ -73,7 +114,12 @@ struct Shape {
 struct Problem {
   Problem(DType type, Shape s, bool with_bias, uint64_t seed) : dtype(type), shape(s) {
     Rng rng(seed);
-    weights = RandomWeights(rng, dtype, s.in * s.out);
+    weights = RandomWeights(rng, StoredType(dtype), s.in * s.out);
+    if (FormatOf(dtype) == WeightFormat::kAsStored) {
+      for (const double w : weights.values) magnitudes.push_back(std::abs(w));
+    } else {
+      QuantizeValues(FormatOf(dtype), s.in, weights.values, magnitudes);
+    }
     if (with_bias) bias = RandomFloats(rng, s.out);
     x_stride = s.in + 5;
     y_stride = s.out + 3;
@@ -83,10 +129,11 @@ struct Problem {
 
   LinearWeight Pack(CpuBackend& backend) const {
     const int64_t first = shape.out / 3;
-    const uint8_t* second = weights.bytes.data() + first * shape.in * BitsOf(dtype) / 8;
-    const WeightPart parts[] = {{weights.bytes.data(), dtype, first},
-                                {second, dtype, shape.out - first}};
-    Result<LinearWeight> weight = backend.PackLinear(parts, shape.in, bias);
+    const DType stored = StoredType(dtype);
+    const uint8_t* second = weights.bytes.data() + first * shape.in * BitsOf(stored) / 8;
+    const WeightPart parts[] = {{weights.bytes.data(), stored, first},
+                                {second, stored, shape.out - first}};
+    Result<LinearWeight> weight = backend.PackLinear(parts, shape.in, bias, FormatOf(dtype));
     EXPECT_TRUE(weight.ok());
     return std::move(weight).value();
   }
@@ -110,6 +157,7 @@ struct Problem {
   DType dtype;
   Shape shape;
   TestMatrix weights;
+  std::vector<double> magnitudes;  // of the weights
   std::vector<float> bias;
   int64_t x_stride = 0;
   int64_t y_stride = 0;
@@ -117,21 +165,28 @@ struct Problem {
   std::vector<float> y;
 };
 
+double Roundings(const Problem& p) {
+  const int64_t in = p.shape.in;
+  if (FormatOf(p.dtype) == WeightFormat::kAsStored) return static_cast<double>(2 * in + 2);
+  return static_cast<double>(2 * std::min<int64_t>(in, kWeightGroup) + 4 * NumWeightGroups(in) + 2);
+}
+
 void ExpectWithinBound(const Problem& p, const std::vector<float>& got, bool accumulate) {
   for (int64_t r = 0; r < p.shape.rows; ++r) {
     std::vector<double> x;
     for (int64_t k = 0; k < p.shape.in; ++k) {
       const float f = p.x[static_cast<size_t>(r * p.x_stride + k)];
-      x.push_back(p.dtype == DType::kBf16 ? ToFloat(ToBf16(f)) : f);
+      x.push_back(StoredType(p.dtype) == DType::kBf16 ? ToFloat(ToBf16(f)) : f);
     }
     for (int64_t c = 0; c < p.shape.out; ++c) {
       const size_t at = static_cast<size_t>(r * p.y_stride + c);
       double sum = 0;
       double magnitude = 0;
       const double* w = p.weights.values.data() + c * p.shape.in;
+      const double* magnitudes = p.magnitudes.data() + c * p.shape.in;
       for (size_t k = 0; k < x.size(); ++k) {
         sum += x[k] * w[k];
-        magnitude += std::abs(x[k] * w[k]);
+        magnitude += std::abs(x[k]) * magnitudes[k];
       }
       if (!p.bias.empty()) {
         sum += p.bias[static_cast<size_t>(c)];
@@ -141,7 +196,7 @@ void ExpectWithinBound(const Problem& p, const std::vector<float>& got, bool acc
         sum += p.y[at];
         magnitude += std::abs(p.y[at]);
       }
-      const double bound = static_cast<double>(2 * p.shape.in + 2) * 0x1p-24 * magnitude;
+      const double bound = Roundings(p) * 0x1p-24 * magnitude;
       ASSERT_NEAR(got[at], sum, bound) << "row " << r << " column " << c;
     }
     for (int64_t c = p.shape.out; c < p.y_stride; ++c) {
@@ -232,20 +287,22 @@ TEST_P(LinearTest, NotANumberStaysInItsRow) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(AllIsas,
-                         LinearTest,
-                         testing::Combine(testing::ValuesIn(UsableIsas()),
-                                          testing::Values(DType::kBf16, DType::kF16, DType::kF32)),
-                         [](const auto& test) {
-                           return StrCat(Name(std::get<0>(test.param)), "_",
-                                         Name(std::get<1>(test.param)));
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    AllIsas,
+    LinearTest,
+    testing::Combine(
+        testing::ValuesIn(UsableIsas()),
+        testing::Values(DType::kBf16, DType::kF16, DType::kF32, DType::kInt8, DType::kInt4)),
+    [](const auto& test) {
+      return StrCat(Name(std::get<0>(test.param)), "_", Name(std::get<1>(test.param)));
+    });
 
 TEST(CpuLinearTest, RefusesAWeightTypeItHasNoKernelFor) {
   CpuBackend backend(CpuIsa::kGeneric, 1);
   const int8_t bytes[4] = {};
   const WeightPart part{bytes, DType::kInt8, 2};
-  const Result<LinearWeight> weight = backend.PackLinear({&part, 1}, 2, {});
+  const Result<LinearWeight> weight =
+      backend.PackLinear({&part, 1}, 2, {}, WeightFormat::kAsStored);
   ASSERT_FALSE(weight.ok());
   EXPECT_EQ(weight.status().code(), Code::kUnsupported);
 }

@@ -22,7 +22,8 @@ class ReferenceBackend final : public Backend {
                                                const PageId (&max_pages)[kNumWays]) override;
   Result<LinearWeight> PackLinear(std::span<const WeightPart> parts,
                                   int64_t in_features,
-                                  std::span<const float> bias) override;
+                                  std::span<const float> bias,
+                                  WeightFormat format) override;
 
   Status GatherRows(const GatherRowsParams& params) override;
   Status RmsNorm(const RmsNormParams& params) override;

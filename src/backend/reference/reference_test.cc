@@ -34,7 +34,7 @@ TEST(Reference, LinearRoundsItsInputOnlyForBf16Weights) {
     const size_t row_bytes = static_cast<size_t>(2 * BitsOf(dtype) / 8);
     const WeightPart parts[] = {{data, dtype, 1},
                                 {static_cast<const std::byte*>(data) + row_bytes, dtype, 1}};
-    const LinearWeight weight = backend.PackLinear(parts, 2, bias).value();
+    const LinearWeight weight = backend.PackLinear(parts, 2, bias, WeightFormat::kAsStored).value();
     std::vector<float> y = {100.0f, 200.0f};
     EXPECT_TRUE(
         backend
@@ -51,7 +51,8 @@ TEST(Reference, LinearRefusesAWeightTypeItCannotRead) {
   ReferenceBackend backend;
   const int8_t bytes[4] = {};
   const WeightPart part = {bytes, DType::kInt8, 2};
-  EXPECT_EQ(backend.PackLinear({&part, 1}, 2, {}).status().code(), Code::kUnsupported);
+  EXPECT_EQ(backend.PackLinear({&part, 1}, 2, {}, WeightFormat::kAsStored).status().code(),
+            Code::kUnsupported);
 }
 
 TEST(Reference, RmsNormPerGroup) {

@@ -1,0 +1,117 @@
+#include "backend/weight_quant.h"
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "base/check.h"
+#include "base/strings.h"
+
+namespace lserve {
+namespace {
+
+constexpr float kSmallestScale = 0x1p-120f;
+
+// The nearest bf16 that is not on the other side of x: away from zero, or towards it.
+Bf16 AwayFromZero(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  return Bf16{static_cast<uint16_t>((bits >> 16) + ((bits & 0xffffu) != 0 ? 1 : 0))};
+}
+Bf16 Down(float x) {
+  return x < 0 ? AwayFromZero(x) : Bf16{static_cast<uint16_t>(std::bit_cast<uint32_t>(x) >> 16)};
+}
+
+// Loops over kLanes independent chains, which the compiler can keep in vectors.
+constexpr int kLanes = 16;
+
+struct Range {
+  float low = 0;
+  float high = 0;
+  bool finite = true;
+};
+
+Range RangeOf(const float* w) {
+  float low[kLanes], high[kLanes], zero[kLanes];
+  for (int i = 0; i < kLanes; ++i) low[i] = high[i] = w[i], zero[i] = 0;
+  for (int k = 0; k < kWeightGroup; k += kLanes) {
+    for (int i = 0; i < kLanes; ++i) {
+      low[i] = w[k + i] < low[i] ? w[k + i] : low[i];
+      high[i] = w[k + i] > high[i] ? w[k + i] : high[i];
+      zero[i] += w[k + i] * 0.0f;  // NaN for NaN and infinity
+    }
+  }
+  Range range{low[0], high[0], true};
+  for (int i = 0; i < kLanes; ++i) {
+    range.low = low[i] < range.low ? low[i] : range.low;
+    range.high = high[i] > range.high ? high[i] : range.high;
+    range.finite &= zero[i] == 0.0f;
+  }
+  return range;
+}
+
+}  // namespace
+
+bool QuantizeWeightGroup(
+    WeightFormat format, const float* w, int count, WeightScale* scale, uint8_t* codes) {
+  LS_DCHECK(count > 0 && count <= kWeightGroup);
+  float padded[kWeightGroup];
+  for (int i = 0; i < kWeightGroup; ++i) padded[i] = w[i < count ? i : count - 1];
+  const Range range = RangeOf(padded);
+  *scale = {};
+  float step = 0;
+  float min = 0;
+  if (format == WeightFormat::kInt8) {
+    step = std::fmax(-range.low, range.high) / 127.0f;
+  } else {
+    LS_DCHECK(format == WeightFormat::kInt4);
+    scale->min = Down(range.low);
+    min = ToFloat(scale->min);
+    step = (range.high - min) / 15.0f;
+  }
+  if (step < kSmallestScale) step = 0;
+  scale->scale = AwayFromZero(step);
+  step = ToFloat(scale->scale);
+  if (!range.finite || !std::isfinite(step) || !std::isfinite(min)) return false;
+  const float inverse = step == 0 ? 0.0f : 1.0f / step;
+  // Adding 1.5 * 2^23 leaves the nearest integer, ties to even, in the low bits.
+  constexpr float kRound = 0x1.8p23f;
+  uint8_t all[kWeightGroup];
+  for (int i = 0; i < kWeightGroup; ++i) {
+    all[i] = static_cast<uint8_t>(std::bit_cast<uint32_t>((padded[i] - min) * inverse + kRound));
+  }
+  std::memcpy(codes, all, static_cast<size_t>(count));
+  return true;
+}
+
+void WidenWeights(const void* row, DType dtype, int64_t first, int count, float* out) {
+  const char* bytes = static_cast<const char*>(row) + first * (BitsOf(dtype) / 8);
+  const size_t size = static_cast<size_t>(count);
+  if (dtype == DType::kF32) {
+    std::memcpy(out, bytes, size * sizeof(float));
+    return;
+  }
+  LS_DCHECK(count <= kWeightGroup);
+  uint16_t halves[kWeightGroup];
+  std::memcpy(halves, bytes, size * sizeof(uint16_t));
+  if (dtype == DType::kBf16) {
+    for (int i = 0; i < count; ++i) out[i] = ToFloat(Bf16{halves[i]});
+  } else {
+    for (int i = 0; i < count; ++i) out[i] = ToFloat(F16{halves[i]});
+  }
+}
+
+Status NotFinite(int64_t row, int64_t first_column) {
+  return Status(Code::kCorruptModel,
+                StrCat("weight to be quantised: row ", row,
+                       " has a NaN, an infinity or a value "
+                       "beyond bf16 among columns ",
+                       first_column, " to ", first_column + kWeightGroup - 1,
+                       ", expected finite numbers; run it with --quantization none"));
+}
+
+DType QuantizedType(WeightFormat format) {
+  LS_CHECK(format != WeightFormat::kAsStored);
+  return format == WeightFormat::kInt8 ? DType::kInt8 : DType::kInt4;
+}
+
+}  // namespace lserve
