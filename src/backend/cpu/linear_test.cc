@@ -297,6 +297,37 @@ INSTANTIATE_TEST_SUITE_P(
       return StrCat(Name(std::get<0>(test.param)), "_", Name(std::get<1>(test.param)));
     });
 
+// What a cache on disk relies on: the bytes of `data` are the whole weight but for its bias.
+TEST(CpuLinearTest, AnImportedWeightIsTheWeight) {
+  CpuBackend backend(BestCpuIsa(), 2);
+  for (const DType dtype : {DType::kInt8, DType::kInt4}) {
+    const Problem p(dtype, {9, 300, 100}, true, 5);
+    const LinearWeight packed = p.Pack(backend);
+    const std::span<const std::byte> data(packed.data.as<const std::byte>(), packed.data.bytes);
+    const WeightFormat format = FormatOf(dtype);
+    const LinearWeight imported = backend.ImportLinear(format, 100, 300, data, p.bias).value();
+    EXPECT_EQ(p.Run(backend, imported, false, 0, 9), p.Run(backend, packed, false, 0, 9));
+    for (const auto& [out, in, bytes] : {std::tuple<int64_t, int64_t, std::span<const std::byte>>{
+                                             100, 300, data.first(data.size() - 1)},
+                                         {129, 300, data},
+                                         {100, 301, data},
+                                         {100, 300, {}}}) {
+      EXPECT_EQ(backend.ImportLinear(format, out, in, bytes, {}).status().code(),
+                Code::kCorruptModel);
+    }
+  }
+}
+
+TEST(CpuLinearTest, RefusesToQuantiseWhatIsNotFinite) {
+  CpuBackend backend(BestCpuIsa(), 2);
+  std::vector<float> w(2 * 200, 1.0f);
+  w[300] = INFINITY;
+  const WeightPart part{w.data(), DType::kF32, 2};
+  const Status status = backend.PackLinear({&part, 1}, 200, {}, WeightFormat::kInt4).status();
+  EXPECT_EQ(status.code(), Code::kCorruptModel);
+  EXPECT_NE(status.message().find("row 1 "), std::string::npos) << status.message();
+}
+
 TEST(CpuLinearTest, RefusesAWeightTypeItHasNoKernelFor) {
   CpuBackend backend(CpuIsa::kGeneric, 1);
   const int8_t bytes[4] = {};
