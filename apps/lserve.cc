@@ -5,6 +5,7 @@
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <exception>
 #include <memory>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "apps/console.h"
+#include "apps/eval_command.h"
 #include "apps/inspect_command.h"
 #include "apps/interrupt.h"
 #include "apps/run_command.h"
@@ -25,13 +27,14 @@
 namespace lserve {
 namespace {
 
-constexpr const char kAvailable[] = "available commands: run, tokenize, inspect";
+constexpr const char kAvailable[] = "available commands: run, eval, tokenize, inspect";
 
 constexpr const char kMainFooter[] = R"(
 Examples:
   lserve run models/needle --document report.txt --question "What is the access code for Blue Harbor?"
   lserve run models/needle --document report.txt                 # asks for questions, one a line
   lserve run models/needle --prompt "Once upon a time" --max-tokens 40
+  lserve eval niah models/needle                                 # are sparse answers dense answers?
   lserve inspect models/needle                                   # what is in a model directory
   lserve tokenize models/needle --text "Hello" --json
 
@@ -53,10 +56,18 @@ Examples:
 Sizes may be written as 128k or 2G (k = 1024). Answers go to stdout, one summary line per answer
 goes to stderr. Names that vLLM and llama.cpp use are accepted too: --ctx-size, --temp, -n, -ctk.)";
 
+// One of `lserve eval`'s.
+struct EvalLine {
+  CLI::App* command = nullptr;
+  EvalOptions options;
+  std::unique_ptr<FlagSet> flags;
+};
+
 // Everything CLI11 needs while it parses.
 struct CommandLine {
   CLI::App app{"Answers questions about long documents with Llama-family models.", "lserve"};
   CLI::App* run = nullptr;
+  CLI::App* eval = nullptr;
   CLI::App* tokenize = nullptr;
   CLI::App* inspect = nullptr;
   RunOptions run_options;
@@ -65,11 +76,27 @@ struct CommandLine {
   std::unique_ptr<FlagSet> run_flags;
   std::unique_ptr<FlagSet> tokenize_flags;
   std::unique_ptr<FlagSet> inspect_flags;
+  std::array<EvalLine, std::size(kEvalKinds)> evals;
 };
 
 void AddModel(CLI::App* command, std::string& field) {
   command->add_option("MODEL_DIR,--model,-m,--model-path", field, "directory of the checkpoint")
       ->option_text("DIR");
+}
+
+void DeclareEval(CommandLine& line) {
+  line.eval = line.app.add_subcommand("eval", "dense against sparse attention, on what it answers");
+  line.eval->require_subcommand(0, 1);
+  for (const EvalKind kind : kEvalKinds) {
+    EvalLine& eval = line.evals[static_cast<size_t>(kind)];
+    eval.command = line.eval->add_subcommand(std::string(Name(kind)), DescriptionOf(kind));
+    eval.command->get_formatter()->column_width(38);
+    eval.command->footer(ExamplesOf(kind));
+    eval.options.kind = kind;
+    AddModel(eval.command, eval.options.engine.config.model_dir);
+    eval.flags = std::make_unique<FlagSet>(*eval.command);
+    AddEvalFlags(*eval.flags, eval.options);
+  }
 }
 
 void Declare(CommandLine& line) {
@@ -81,6 +108,8 @@ void Declare(CommandLine& line) {
   line.run_flags = std::make_unique<FlagSet>(*line.run);
   AddRunFlags(*line.run_flags, line.run_options);
   line.run->footer(kRunFooter);
+
+  DeclareEval(line);
 
   line.tokenize = line.app.add_subcommand("tokenize", "text to token ids and back");
   AddModel(line.tokenize, line.tokenize_options.model_dir);
@@ -95,13 +124,13 @@ void Declare(CommandLine& line) {
 
 // The first word, if it is no flag and no command: CLI11's own message would be a riddle.
 int CheckCommand(const std::string& word) {
-  for (const char* planned : {"serve", "bench", "eval", "calibrate"}) {
+  for (const char* planned : {"serve", "bench", "calibrate"}) {
     if (word == planned) {
       return ReportUsage(
           StrCat("command ", word, " is not implemented in lserve ", kVersion, "; ", kAvailable));
     }
   }
-  for (const char* known : {"run", "tokenize", "inspect"}) {
+  for (const char* known : {"run", "eval", "tokenize", "inspect"}) {
     if (word == known) return kExitOk;
   }
   if (word.starts_with("-")) return kExitOk;
@@ -112,9 +141,23 @@ int CheckCommand(const std::string& word) {
 const FlagSet* FlagsOf(const CommandLine& line, const std::vector<std::string>& arguments) {
   if (arguments.empty()) return nullptr;
   if (arguments[0] == "run") return line.run_flags.get();
+  if (arguments[0] == "eval" && arguments.size() > 1) {
+    for (const EvalLine& eval : line.evals) {
+      if (eval.command->get_name() == arguments[1]) return eval.flags.get();
+    }
+    return nullptr;
+  }
   if (arguments[0] == "tokenize") return line.tokenize_flags.get();
   if (arguments[0] == "inspect") return line.inspect_flags.get();
   return nullptr;
+}
+
+// `lserve eval` without a known word after it.
+int ReportEvalKind(const CLI::App& eval) {
+  const std::vector<std::string> extras = eval.remaining();
+  return ReportUsage(
+      StrCat("eval: got ", extras.empty() ? "nothing after it" : Quoted(extras[0]),
+             ", expected niah, ruler, longbench or fidelity; see lserve eval --help"));
 }
 
 int ReportParseError(const CLI::ParseError& error, const CommandLine& line) {
@@ -123,8 +166,13 @@ int ReportParseError(const CLI::ParseError& error, const CommandLine& line) {
   if (line.run->parsed()) command = line.run, flags = line.run_flags.get();
   if (line.tokenize->parsed()) command = line.tokenize, flags = line.tokenize_flags.get();
   if (line.inspect->parsed()) command = line.inspect, flags = line.inspect_flags.get();
+  const char* group = "";
+  for (const EvalLine& eval : line.evals) {
+    if (eval.command->parsed()) command = eval.command, flags = eval.flags.get(), group = "eval ";
+  }
+  if (command == nullptr && line.eval->parsed()) return ReportEvalKind(*line.eval);
   if (command == nullptr) return ReportUsage(StrCat(error.what(), "; see lserve --help"));
-  const std::string help = StrCat("see lserve ", command->get_name(), " --help");
+  const std::string help = StrCat("see lserve ", group, command->get_name(), " --help");
   const std::vector<std::string> extras = command->remaining();
   if (extras.empty()) return ReportUsage(StrCat(error.what(), "; ", help));
   const bool is_flag = extras[0].starts_with("-");
@@ -160,8 +208,20 @@ int Run(CommandLine& line) {
   return status.ok() ? kExitOk : ReportError(status);
 }
 
+int Eval(EvalLine& line) {
+  EvalOptions& options = line.options;
+  const int flags = CheckFlags(*line.flags, options.engine.config.model_dir, true);
+  if (flags != kExitOk) return flags;
+  const Status status = FinishEvalOptions(options);
+  return status.ok() ? EvalCommand(std::move(options)) : ReportUsage(status.message());
+}
+
 int Dispatch(CommandLine& line) {
   if (line.run->parsed()) return Run(line);
+  for (EvalLine& eval : line.evals) {
+    if (eval.command->parsed()) return Eval(eval);
+  }
+  if (line.eval->parsed()) return ReportEvalKind(*line.eval);
   if (line.tokenize->parsed()) {
     const TokenizeOptions& options = line.tokenize_options;
     const int flags = CheckFlags(*line.tokenize_flags, options.model_dir, true);
