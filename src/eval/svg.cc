@@ -111,42 +111,48 @@ void DrawPanel(const HeatMap& map, const HeatPanel& panel, double x, double y, C
   canvas.Text(left - 8.0, y + 16.0, map.y_label, "end", "#555555");
 }
 
-struct Range {
-  double low = 0.0, high = 1.0;
+// An axis from `low` to `high` in steps of 1, 2 or 5 times a power of ten.
+struct Axis {
+  double low = 0.0, high = 1.0, step = 0.25;
 };
 
-// Of all values of a panel, with some room; never empty.
-Range RangeOf(const CurvePanel& panel) {
-  bool any = false;
-  Range range;
+// Holds all values of a panel.
+Axis AxisOf(const CurvePanel& panel) {
+  std::optional<double> low, high;
   for (const Curve& curve : panel.curves) {
     for (const std::optional<double>& value : curve.values) {
       if (!value) continue;
-      range.low = any ? std::min(range.low, *value) : *value;
-      range.high = any ? std::max(range.high, *value) : *value;
-      any = true;
+      low = std::min(low.value_or(*value), *value);
+      high = std::max(high.value_or(*value), *value);
     }
   }
-  const double room = std::max((range.high - range.low) * 0.08, 1e-6);
-  return {range.low - room, range.high + room};
+  if (!low) return {};
+  const double wanted = std::max((*high - *low) / 4.0, 1e-9);
+  double step = std::pow(10.0, std::floor(std::log10(wanted)));
+  for (const double factor : {2.0, 2.5, 2.0}) {
+    if (step < wanted) step *= factor;
+  }
+  Axis axis{std::floor(*low / step) * step, std::ceil(*high / step) * step, step};
+  if (axis.high <= axis.low) axis.high = axis.low + step;
+  return axis;
 }
 
-std::string AxisNumber(double value) {
-  if (value != 0.0 && std::abs(value) < 0.001) return StrCat(std::round(value * 1e7) / 1e7);
-  return StrCat(std::round(value * 1e4) / 1e4);
+// As many decimals as the step has.
+std::string AxisNumber(double value, double step) {
+  const double scale = std::pow(10.0, std::max(0.0, std::ceil(-std::log10(step)) + 1.0));
+  return StrCat(std::round(value * scale) / scale + 0.0);  // + 0.0: no "-0"
 }
 
 void DrawPanel(const CurveChart& chart, const CurvePanel& panel, double y, Canvas& canvas) {
   const double left = kMargin + 70.0, top = y + kPanelTitle;
-  const Range range = RangeOf(panel);
+  const Axis axis = AxisOf(panel);
   canvas.Text(left, y + 16.0, panel.title, "start", "#222222", 13);
-  constexpr int kGridLines = 4;
-  for (int i = 0; i <= kGridLines; ++i) {
-    const double share = static_cast<double>(i) / kGridLines;
-    const double line_y = top + kChartHeight * (1.0 - share);
+  const int lines = static_cast<int>(std::lround((axis.high - axis.low) / axis.step));
+  for (int i = 0; i <= lines; ++i) {
+    const double value = axis.low + axis.step * i;
+    const double line_y = top + kChartHeight * (1.0 - static_cast<double>(i) / lines);
     canvas.Line(left, line_y, left + kChartWidth, line_y, "#dddddd", 1.0);
-    canvas.Text(left - 6.0, line_y + 4.0, AxisNumber(range.low + (range.high - range.low) * share),
-                "end", "#555555", 11);
+    canvas.Text(left - 6.0, line_y + 4.0, AxisNumber(value, axis.step), "end", "#555555", 11);
   }
   const double step = chart.x.size() > 1 ? kChartWidth / static_cast<double>(chart.x.size() - 1)
                                          : kChartWidth / 2.0;
@@ -168,7 +174,7 @@ void DrawPanel(const CurveChart& chart, const CurvePanel& panel, double y, Canva
         continue;
       }
       const double px = first + static_cast<double>(i) * step;
-      const double share = (*curve.values[i] - range.low) / (range.high - range.low);
+      const double share = (*curve.values[i] - axis.low) / (axis.high - axis.low);
       const double py = top + kChartHeight * (1.0 - share);
       if (previous) canvas.Line(previous->first, previous->second, px, py, colour, 2.0);
       canvas.Dot(px, py, colour);
