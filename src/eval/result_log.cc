@@ -37,7 +37,7 @@ std::string Difference(const Json& found, const Json& expected) {
 
 }  // namespace
 
-Result<ResultLog> ResultLog::Open(const std::string& path, Json header) {
+Result<ResultLog> ResultLog::Open(const std::string& path, const Json& header) {
   ResultLog log;
   log.path_ = path;
   if (path.empty()) return log;

@@ -15,7 +15,7 @@ class ResultLog {
  public:
   // `path` empty: kept in memory only. A line that an interrupt cut short is dropped; any other
   // line that is no record is an error.
-  static Result<ResultLog> Open(const std::string& path, Json header);
+  static Result<ResultLog> Open(const std::string& path, const Json& header);
   ResultLog(ResultLog&& other) noexcept;
   ResultLog& operator=(ResultLog&& other) noexcept;
   ResultLog(const ResultLog&) = delete;
