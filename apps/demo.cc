@@ -15,7 +15,7 @@
 #include "apps/engine_flags.h"
 #include "apps/interrupt.h"
 #include "apps/machine.h"
-#include "apps/needle_document.h"
+#include "eval/needle_document.h"
 #include "apps/progress_bar.h"
 #include "apps/prompts.h"
 #include "apps/quantities.h"

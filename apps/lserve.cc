@@ -5,6 +5,7 @@
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <exception>
 #include <memory>
@@ -14,6 +15,7 @@
 
 #include "apps/bench_command.h"
 #include "apps/console.h"
+#include "apps/eval_command.h"
 #include "apps/inspect_command.h"
 #include "apps/interrupt.h"
 #include "apps/run_command.h"
@@ -26,13 +28,14 @@
 namespace lserve {
 namespace {
 
-constexpr const char kAvailable[] = "available commands: run, bench, tokenize, inspect";
+constexpr const char kAvailable[] = "available commands: run, bench, eval, tokenize, inspect";
 
 constexpr const char kMainFooter[] = R"(
 Examples:
   lserve run models/needle --document report.txt --question "What is the access code for Blue Harbor?"
   lserve run models/needle --document report.txt                 # asks for questions, one a line
   lserve run models/needle --prompt "Once upon a time" --max-tokens 40
+  lserve eval niah models/needle                                 # are sparse answers dense answers?
   lserve inspect models/needle                                   # what is in a model directory
   lserve tokenize models/needle --text "Hello" --json
   lserve bench --shape 1b                                        # how fast is this machine?
@@ -74,11 +77,19 @@ plain read of memory (read). cores: processors that our threads had on average; 
 others took them. gauge: the slowest of the 20 ms loops around the runs, against the ceiling. load: the
 load average. More: bench/README.md.)";
 
+// One of `lserve eval`'s.
+struct EvalLine {
+  CLI::App* command = nullptr;
+  EvalOptions options;
+  std::unique_ptr<FlagSet> flags;
+};
+
 // Everything CLI11 needs while it parses.
 struct CommandLine {
   CLI::App app{"Answers questions about long documents with Llama-family models.", "lserve"};
   CLI::App* run = nullptr;
   CLI::App* bench = nullptr;
+  CLI::App* eval = nullptr;
   CLI::App* tokenize = nullptr;
   CLI::App* inspect = nullptr;
   RunOptions run_options;
@@ -89,11 +100,27 @@ struct CommandLine {
   std::unique_ptr<FlagSet> bench_flags;
   std::unique_ptr<FlagSet> tokenize_flags;
   std::unique_ptr<FlagSet> inspect_flags;
+  std::array<EvalLine, std::size(kEvalKinds)> evals;
 };
 
 void AddModel(CLI::App* command, std::string& field) {
   command->add_option("MODEL_DIR,--model,-m,--model-path", field, "directory of the checkpoint")
       ->option_text("DIR");
+}
+
+void DeclareEval(CommandLine& line) {
+  line.eval = line.app.add_subcommand("eval", "dense against sparse attention, on what it answers");
+  line.eval->require_subcommand(0, 1);
+  for (const EvalKind kind : kEvalKinds) {
+    EvalLine& eval = line.evals[static_cast<size_t>(kind)];
+    eval.command = line.eval->add_subcommand(std::string(Name(kind)), DescriptionOf(kind));
+    eval.command->get_formatter()->column_width(38);
+    eval.command->footer(ExamplesOf(kind));
+    eval.options.kind = kind;
+    AddModel(eval.command, eval.options.engine.config.model_dir);
+    eval.flags = std::make_unique<FlagSet>(*eval.command);
+    AddEvalFlags(*eval.flags, eval.options);
+  }
 }
 
 void Declare(CommandLine& line) {
@@ -112,6 +139,8 @@ void Declare(CommandLine& line) {
   AddBenchFlags(*line.bench_flags, line.bench_options);
   line.bench->footer(kBenchFooter);
 
+  DeclareEval(line);
+
   line.tokenize = line.app.add_subcommand("tokenize", "text to token ids and back");
   AddModel(line.tokenize, line.tokenize_options.model_dir);
   line.tokenize_flags = std::make_unique<FlagSet>(*line.tokenize);
@@ -125,13 +154,13 @@ void Declare(CommandLine& line) {
 
 // The first word, if it is no flag and no command: CLI11's own message would be a riddle.
 int CheckCommand(const std::string& word) {
-  for (const char* planned : {"serve", "eval", "calibrate"}) {
+  for (const char* planned : {"serve", "calibrate"}) {
     if (word == planned) {
       return ReportUsage(
           StrCat("command ", word, " is not implemented in lserve ", kVersion, "; ", kAvailable));
     }
   }
-  for (const char* known : {"run", "bench", "tokenize", "inspect"}) {
+  for (const char* known : {"run", "bench", "eval", "tokenize", "inspect"}) {
     if (word == known) return kExitOk;
   }
   if (word.starts_with("-")) return kExitOk;
@@ -143,9 +172,23 @@ const FlagSet* FlagsOf(const CommandLine& line, const std::vector<std::string>& 
   if (arguments.empty()) return nullptr;
   if (arguments[0] == "run") return line.run_flags.get();
   if (arguments[0] == "bench") return line.bench_flags.get();
+  if (arguments[0] == "eval" && arguments.size() > 1) {
+    for (const EvalLine& eval : line.evals) {
+      if (eval.command->get_name() == arguments[1]) return eval.flags.get();
+    }
+    return nullptr;
+  }
   if (arguments[0] == "tokenize") return line.tokenize_flags.get();
   if (arguments[0] == "inspect") return line.inspect_flags.get();
   return nullptr;
+}
+
+// `lserve eval` without a known word after it.
+int ReportEvalKind(const CLI::App& eval) {
+  const std::vector<std::string> extras = eval.remaining();
+  return ReportUsage(
+      StrCat("eval: got ", extras.empty() ? "nothing after it" : Quoted(extras[0]),
+             ", expected niah, ruler, longbench or fidelity; see lserve eval --help"));
 }
 
 int ReportParseError(const CLI::ParseError& error, const CommandLine& line) {
@@ -155,8 +198,13 @@ int ReportParseError(const CLI::ParseError& error, const CommandLine& line) {
   if (line.bench->parsed()) command = line.bench, flags = line.bench_flags.get();
   if (line.tokenize->parsed()) command = line.tokenize, flags = line.tokenize_flags.get();
   if (line.inspect->parsed()) command = line.inspect, flags = line.inspect_flags.get();
+  const char* group = "";
+  for (const EvalLine& eval : line.evals) {
+    if (eval.command->parsed()) command = eval.command, flags = eval.flags.get(), group = "eval ";
+  }
+  if (command == nullptr && line.eval->parsed()) return ReportEvalKind(*line.eval);
   if (command == nullptr) return ReportUsage(StrCat(error.what(), "; see lserve --help"));
-  const std::string help = StrCat("see lserve ", command->get_name(), " --help");
+  const std::string help = StrCat("see lserve ", group, command->get_name(), " --help");
   const std::vector<std::string> extras = command->remaining();
   if (extras.empty()) return ReportUsage(StrCat(error.what(), "; ", help));
   const bool is_flag = extras[0].starts_with("-");
@@ -199,9 +247,21 @@ int Bench(CommandLine& line) {
   return status.ok() ? BenchCommand(line.bench_options) : ReportUsage(status.message());
 }
 
+int Eval(EvalLine& line) {
+  EvalOptions& options = line.options;
+  const int flags = CheckFlags(*line.flags, options.engine.config.model_dir, true);
+  if (flags != kExitOk) return flags;
+  const Status status = FinishEvalOptions(options);
+  return status.ok() ? EvalCommand(std::move(options)) : ReportUsage(status.message());
+}
+
 int Dispatch(CommandLine& line) {
   if (line.run->parsed()) return Run(line);
   if (line.bench->parsed()) return Bench(line);
+  for (EvalLine& eval : line.evals) {
+    if (eval.command->parsed()) return Eval(eval);
+  }
+  if (line.eval->parsed()) return ReportEvalKind(*line.eval);
   if (line.tokenize->parsed()) {
     const TokenizeOptions& options = line.tokenize_options;
     const int flags = CheckFlags(*line.tokenize_flags, options.model_dir, true);

@@ -45,6 +45,36 @@ class EngineTest : public testing::Test {
   RandomCheckpoint checkpoint_{Shape()};
 };
 
+// Decode steps over known tokens see what they see when the same tokens are drawn; nothing stops
+// them early.
+TEST_F(EngineTest, ForcedTokensAreComputedAsDrawnOnes) {
+  const std::unique_ptr<Engine> engine = MakeEngine(Config());
+  const Answer drawn = RunOne(*engine, Ask(400, 12));
+  ASSERT_EQ(drawn.tokens.size(), 12u);
+  Request request = Ask(400, 3);  // max_tokens does not count
+  request.forced_tokens = drawn.tokens;
+  request.ignore_eos = false;
+  request.stop_token_ids = drawn.tokens;
+  const Answer forced = RunOne(*engine, request);
+  EXPECT_EQ(forced.reason, FinishReason::kLength);
+  EXPECT_EQ(forced.tokens, drawn.tokens);
+  EXPECT_TRUE(SameBits(forced.token_logits, drawn.token_logits));
+  EXPECT_EQ(forced.stats.sparse_steps, 11);
+
+  // Another first token changes every step after it, and is what the answer says.
+  request.forced_tokens[0] = (drawn.tokens[0] + 1) % 97;
+  const Answer other = RunOne(*engine, request);
+  EXPECT_EQ(other.tokens, request.forced_tokens);
+  EXPECT_FALSE(SameBits(other.token_logits, drawn.token_logits));
+
+  request.forced_tokens[5] = 97;
+  EXPECT_NE(AddError(*engine, request).find("forced token 97 at position 5"), std::string::npos);
+  request = Ask(995);
+  request.forced_tokens.assign(10, 1);
+  EXPECT_NE(AddError(*engine, request).find("are 1005 tokens, expected at most 1000"),
+            std::string::npos);
+}
+
 TEST_F(EngineTest, RefusesWhatItCannotServeAndSaysWhy) {
   const std::unique_ptr<Engine> engine = MakeEngine(Config());
   EXPECT_NE(AddError(*engine, Ask(0)).find("0 tokens"), std::string::npos);

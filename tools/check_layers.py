@@ -32,7 +32,7 @@ ALLOWED = {
     # The engine makes its own backend and reads the head file: it is the root of what it owns.
     "engine": ["base", "tensor", "loader", "kv", "attention", "model", "tokenizer", "lserve",
                "backend/registry.h"] + BACKEND_HEADERS,
-    "eval": ["base", "tensor", "kv", "attention", "model", "tokenizer", "engine", "lserve"],
+    "eval": ["base", "tensor", "loader", "kv", "attention", "model", "tokenizer", "engine", "lserve"],
     # Benches make models in memory, meter ops, and measure what the machine can do at best.
     "bench": ["base", "tensor", "loader", "kv", "attention", "model", "tokenizer", "engine",
               "lserve", "backend/cpu/ceilings.h", "backend/cpu/cpu_isa.h"] + BACKEND_HEADERS,

@@ -45,6 +45,10 @@ struct Request {
   // requests that start with the same tokens; with block-sparse prefill up to the last whole tile
   // of 128. 0: keeps nothing.
   int64_t keep_prefix = 0;
+  // If not empty, the answer's tokens: nothing is drawn, penalties and stops are off, and the answer
+  // ends with the last of them. Each is still computed by a decode step, so that on_token_logits
+  // shows what decode says about a known text.
+  std::vector<int32_t> forced_tokens;
   // If set, gets the logits of every prompt position that is computed, in order: `logits` is
   // float, [count, vocab], in host memory. An error cancels the request.
   std::function<Status(int64_t first_position, const ConstMatrix& logits)> on_prompt_logits;

@@ -103,13 +103,22 @@ Status Engine::Impl::CheckRequest(const Request& request,
   if (!request.stop.empty() && parts_.tokenizer == nullptr) {
     problems.push_back("stop strings need a tokenizer, and the model directory has none");
   }
-  const auto beyond = std::find_if(
-      request.prompt.begin(), request.prompt.end(),
-      [&](int32_t token) { return token < 0 || token >= parts_.model_config.vocab_size; });
-  if (beyond != request.prompt.end()) {
-    problems.push_back(StrCat("token ", *beyond, " at position ", beyond - request.prompt.begin(),
+  const auto check_tokens = [&](const char* what, const std::vector<int32_t>& tokens) {
+    const auto beyond = std::find_if(tokens.begin(), tokens.end(), [&](int32_t token) {
+      return token < 0 || token >= parts_.model_config.vocab_size;
+    });
+    if (beyond == tokens.end()) return;
+    problems.push_back(StrCat(what, *beyond, " at position ", beyond - tokens.begin(),
                               ", expected 0 to ", parts_.model_config.vocab_size - 1,
                               "; are the tokens from the same model?"));
+  };
+  check_tokens("token ", request.prompt);
+  check_tokens("forced token ", request.forced_tokens);
+  const int64_t num_forced = static_cast<int64_t>(request.forced_tokens.size());
+  if (size + num_forced > parts_.info.max_model_len) {
+    problems.push_back(StrCat("the prompt and its forced tokens are ", size + num_forced,
+                              " tokens, expected at most ", parts_.info.max_model_len,
+                              "; shorten them or raise --max-model-len if the model allows"));
   }
   return problems.empty() ? Status() : Status(Code::kInvalidArgument, problems.front());
 }
@@ -152,7 +161,8 @@ Result<RequestId> Engine::Impl::Add(Request request) {
   const AttentionSettings attention = request.attention.value_or(config_.attention);
   LS_TRY(CheckRequest(request, attention));
   const int64_t room = parts_.info.max_model_len - static_cast<int64_t>(request.prompt.size());
-  const int64_t max_tokens = std::min(request.max_tokens, room);
+  const int64_t num_forced = static_cast<int64_t>(request.forced_tokens.size());
+  const int64_t max_tokens = num_forced > 0 ? num_forced : std::min(request.max_tokens, room);
   LS_TRY(CheckFits(request, attention, max_tokens));
   const RequestId id = next_id_++;
   std::vector<std::string> stops = request.stop;
@@ -366,7 +376,10 @@ Status Engine::Impl::DrawToken(const Member& member, RequestEvent* event) {
   host_logits_.resize(static_cast<size_t>(parts_.model_config.vocab_size));
   parts_.backend->CopyToHost(host_logits_.data(), logits.data, host_logits_.size() * sizeof(float));
   if (sequence->request.on_token_logits) sequence->request.on_token_logits(host_logits_);
-  const int32_t token = LS_TRY(sequence->sampler.Sample(host_logits_));
+  const std::vector<int32_t>& forced = sequence->request.forced_tokens;
+  const bool is_forced = !forced.empty();
+  const int32_t token =
+      is_forced ? forced[sequence->answer.size()] : LS_TRY(sequence->sampler.Sample(host_logits_));
   sequence->answer.push_back(token);
   event->token = token;
   sequence->last_token_ms = sequence->since_added.milliseconds();
@@ -375,13 +388,15 @@ Status Engine::Impl::DrawToken(const Member& member, RequestEvent* event) {
   const auto contains = [&](const std::vector<int32_t>& ids) {
     return std::find(ids.begin(), ids.end(), token) != ids.end();
   };
-  const bool eos = !sequence->request.ignore_eos && contains(parts_.model_config.eos_token_ids);
-  const bool stop_id = contains(sequence->request.stop_token_ids);
+  const bool eos = !is_forced && !sequence->request.ignore_eos &&
+                   contains(parts_.model_config.eos_token_ids);
+  const bool stop_id = !is_forced && contains(sequence->request.stop_token_ids);
   // The token that ends an answer is no part of its text.
   if (sequence->text.has_value() && !eos && !stop_id) {
     event->text = LS_TRY(sequence->text->Push(token));
   }
-  if (eos || stop_id || (sequence->text.has_value() && sequence->text->stopped())) {
+  const bool stop_text = !is_forced && sequence->text.has_value() && sequence->text->stopped();
+  if (eos || stop_id || stop_text) {
     Finish(sequence, FinishReason::kStop, event);
   } else if (static_cast<int64_t>(sequence->answer.size()) >= sequence->max_tokens) {
     Finish(sequence, FinishReason::kLength, event);

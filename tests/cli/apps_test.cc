@@ -3,8 +3,8 @@
 #include <gtest/gtest.h>
 
 #include "apps/answering.h"
-#include "apps/filler_text.h"
-#include "apps/needle_document.h"
+#include "eval/filler_text.h"
+#include "eval/needle_document.h"
 #include "apps/npy_file.h"
 #include "apps/progress_bar.h"
 #include "apps/prompts.h"

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "apps/answering.h"
-#include "apps/needle_document.h"
+#include "eval/needle_document.h"
 
 namespace lserve {
 

@@ -1,9 +1,10 @@
 // NeedleDocument: a long document with facts hidden at chosen depths, and the questions that ask
 // for them with the exact answers: the wordings that models/needle was trained on. Deterministic in
-// its seed. Used by `./dev demo` and tests/retrieval.
+// its seed. Used by niah.cc, `./dev demo` and tests/retrieval.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -20,10 +21,14 @@ struct NeedleOptions {
   uint64_t seed = 1;
   // One fact at each depth: 0 is the first sentence, 1 the last. The forms take turns.
   std::vector<double> depths = {0.0, 0.25, 0.5, 0.75, 1.0};
+  // If set, every fact has this form, distractors too: only the keys tell them apart.
+  std::optional<int> form = {};
   // Facts that nobody asks for, at random depths.
   int num_distractors = 6;
-  // If not 0: one key with this many values (at random depths).
+  // If not 0: one key with this many values, at random depths or, if they are as many, at
+  // `value_depths`.
   int num_values_of_one_key = 0;
+  std::vector<double> value_depths = {};
 };
 
 struct NeedleQuestion {
@@ -44,6 +49,10 @@ Result<NeedleDocument> MakeNeedleDocument(const Tokenizer& tokenizer, const Need
 // Whether `answer` states the values of `expected`, all of them, in order and no other: what counts
 // as right. Wording is not judged: the model may misspell a name that it repeats.
 bool HasSameValues(std::string_view answer, std::string_view expected);
+
+// The share of values that are right: those of `expected` that `answer` states, of the values that
+// either has. 1: all of them and no other.
+double ValueScore(std::string_view answer, std::string_view expected);
 
 // Two questions in one turn; the answers come in order.
 NeedleQuestion AskBoth(const NeedleQuestion& first, const NeedleQuestion& second);

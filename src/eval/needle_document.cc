@@ -1,13 +1,13 @@
-#include "apps/needle_document.h"
+#include "eval/needle_document.h"
 
 #include <algorithm>
 #include <cctype>
 #include <set>
 
-#include "apps/filler_text.h"
 #include "base/check.h"
 #include "base/rng.h"
 #include "base/strings.h"
+#include "eval/filler_text.h"
 
 namespace lserve {
 namespace {
@@ -158,10 +158,16 @@ class NeedleWriter {
 };
 
 // Adds the facts of a key with several values, and returns the question for all of them.
-NeedleQuestion AddValuesOfOneKey(NeedleWriter& writer, int count, std::vector<Fact>& facts) {
+NeedleQuestion AddValuesOfOneKey(NeedleWriter& writer,
+                                 const NeedleOptions& options,
+                                 std::vector<Fact>& facts) {
+  const int count = options.num_values_of_one_key;
   const std::string key = writer.NewKey();
-  std::vector<double> depths;
-  for (int i = 0; i < count; ++i) depths.push_back(writer.Depth());
+  std::vector<double> depths = options.value_depths;
+  if (depths.empty()) {
+    for (int i = 0; i < count; ++i) depths.push_back(writer.Depth());
+  }
+  LS_CHECK_EQ(depths.size(), static_cast<size_t>(count));
   std::sort(depths.begin(), depths.end());
   std::string answer =
       StrCat("The special magic numbers for ", key, " mentioned in the provided text are ");
@@ -258,14 +264,16 @@ Result<NeedleDocument> MakeNeedleDocument(const Tokenizer& tokenizer,
   std::vector<Fact> facts;
   int form = writer.Form();
   for (const double depth : options.depths) {
-    facts.push_back(writer.NewFact(form++ % kNumNeedleForms, depth));
+    facts.push_back(writer.NewFact(options.form.value_or(form++ % kNumNeedleForms), depth));
     document.questions.push_back({facts.back().question, facts.back().answer, depth});
   }
   for (int i = 0; i < options.num_distractors; ++i) {
-    facts.push_back(writer.NewFact(writer.Form(), writer.Depth()));
+    const double depth = writer.Depth();
+    const int drawn = writer.Form();
+    facts.push_back(writer.NewFact(options.form.value_or(drawn), depth));
   }
   if (options.num_values_of_one_key > 0) {
-    document.all_values.push_back(AddValuesOfOneKey(writer, options.num_values_of_one_key, facts));
+    document.all_values.push_back(AddValuesOfOneKey(writer, options, facts));
   }
   std::stable_sort(facts.begin(), facts.end(),
                    [](const Fact& a, const Fact& b) { return a.depth < b.depth; });
@@ -281,6 +289,21 @@ Result<NeedleDocument> MakeNeedleDocument(const Tokenizer& tokenizer,
 
 bool HasSameValues(std::string_view answer, std::string_view expected) {
   return ValuesOf(answer) == ValuesOf(expected);
+}
+
+double ValueScore(std::string_view answer, std::string_view expected) {
+  const std::vector<std::string> stated = ValuesOf(answer);
+  const std::vector<std::string> wanted = ValuesOf(expected);
+  if (wanted.empty()) return stated.empty() ? 1.0 : 0.0;
+  std::multiset<std::string> left(stated.begin(), stated.end());
+  int right = 0;
+  for (const std::string& value : wanted) {
+    const auto found = left.find(value);
+    if (found == left.end()) continue;
+    left.erase(found);
+    ++right;
+  }
+  return static_cast<double>(right) / static_cast<double>(std::max(stated.size(), wanted.size()));
 }
 
 NeedleQuestion AskBoth(const NeedleQuestion& first, const NeedleQuestion& second) {

@@ -1,4 +1,4 @@
-#include "apps/filler_text.h"
+#include "eval/filler_text.h"
 
 #include <cctype>
 #include <span>
