@@ -16,6 +16,7 @@
 #include "apps/inspect_command.h"
 #include "apps/interrupt.h"
 #include "apps/run_command.h"
+#include "apps/serve_command.h"
 #include "apps/tokenize_command.h"
 #include "base/log.h"
 #include "base/strings.h"
@@ -25,13 +26,14 @@
 namespace lserve {
 namespace {
 
-constexpr const char kAvailable[] = "available commands: run, tokenize, inspect";
+constexpr const char kAvailable[] = "available commands: run, serve, tokenize, inspect";
 
 constexpr const char kMainFooter[] = R"(
 Examples:
   lserve run models/needle --document report.txt --question "What is the access code for Blue Harbor?"
   lserve run models/needle --document report.txt                 # asks for questions, one a line
   lserve run models/needle --prompt "Once upon a time" --max-tokens 40
+  lserve serve models/needle                                     # OpenAI's API on port 8000
   lserve inspect models/needle                                   # what is in a model directory
   lserve tokenize models/needle --text "Hello" --json
 
@@ -53,16 +55,32 @@ Examples:
 Sizes may be written as 128k or 2G (k = 1024). Answers go to stdout, one summary line per answer
 goes to stderr. Names that vLLM and llama.cpp use are accepted too: --ctx-size, --temp, -n, -ctk.)";
 
+constexpr const char kServeFooter[] = R"(
+Examples:
+  lserve serve models/needle                       # http://127.0.0.1:8000/v1
+  curl -s localhost:8000/v1/chat/completions -H "Content-Type: application/json" \
+    -d '{"messages":[{"role":"user","content":"..."}],"stream":true}'
+  lserve serve models/needle --host 0.0.0.0 --api-key-file keys.txt   # for others: with a key
+  lserve serve models/needle --max-model-len 128k --kv-cache-dtype int8 --max-num-seqs 4
+
+The server listens on this machine only unless --host says otherwise. Beside OpenAI's fields a
+request may hold "sparse": {"attention": "dense", "token_budget": 8192}. /metrics is for Prometheus,
+/health says that the process lives, /ready that the engine makes steps. SIGTERM ends it when what
+is being answered is done; a second one at once. TLS: put a proxy in front that does not buffer.)";
+
 // Everything CLI11 needs while it parses.
 struct CommandLine {
   CLI::App app{"Answers questions about long documents with Llama-family models.", "lserve"};
   CLI::App* run = nullptr;
+  CLI::App* serve = nullptr;
   CLI::App* tokenize = nullptr;
   CLI::App* inspect = nullptr;
   RunOptions run_options;
+  ServeOptions serve_options;
   TokenizeOptions tokenize_options;
   InspectOptions inspect_options;
   std::unique_ptr<FlagSet> run_flags;
+  std::unique_ptr<FlagSet> serve_flags;
   std::unique_ptr<FlagSet> tokenize_flags;
   std::unique_ptr<FlagSet> inspect_flags;
 };
@@ -82,6 +100,12 @@ void Declare(CommandLine& line) {
   AddRunFlags(*line.run_flags, line.run_options);
   line.run->footer(kRunFooter);
 
+  line.serve = line.app.add_subcommand("serve", "answer over HTTP, as OpenAI's API");
+  AddModel(line.serve, line.serve_options.engine.config.model_dir);
+  line.serve_flags = std::make_unique<FlagSet>(*line.serve);
+  AddServeFlags(*line.serve_flags, line.serve_options);
+  line.serve->footer(kServeFooter);
+
   line.tokenize = line.app.add_subcommand("tokenize", "text to token ids and back");
   AddModel(line.tokenize, line.tokenize_options.model_dir);
   line.tokenize_flags = std::make_unique<FlagSet>(*line.tokenize);
@@ -95,13 +119,13 @@ void Declare(CommandLine& line) {
 
 // The first word, if it is no flag and no command: CLI11's own message would be a riddle.
 int CheckCommand(const std::string& word) {
-  for (const char* planned : {"serve", "bench", "eval", "calibrate"}) {
+  for (const char* planned : {"bench", "eval", "calibrate"}) {
     if (word == planned) {
       return ReportUsage(
           StrCat("command ", word, " is not implemented in lserve ", kVersion, "; ", kAvailable));
     }
   }
-  for (const char* known : {"run", "tokenize", "inspect"}) {
+  for (const char* known : {"run", "serve", "tokenize", "inspect"}) {
     if (word == known) return kExitOk;
   }
   if (word.starts_with("-")) return kExitOk;
@@ -112,6 +136,7 @@ int CheckCommand(const std::string& word) {
 const FlagSet* FlagsOf(const CommandLine& line, const std::vector<std::string>& arguments) {
   if (arguments.empty()) return nullptr;
   if (arguments[0] == "run") return line.run_flags.get();
+  if (arguments[0] == "serve") return line.serve_flags.get();
   if (arguments[0] == "tokenize") return line.tokenize_flags.get();
   if (arguments[0] == "inspect") return line.inspect_flags.get();
   return nullptr;
@@ -121,6 +146,7 @@ int ReportParseError(const CLI::ParseError& error, const CommandLine& line) {
   const CLI::App* command = nullptr;
   const FlagSet* flags = nullptr;
   if (line.run->parsed()) command = line.run, flags = line.run_flags.get();
+  if (line.serve->parsed()) command = line.serve, flags = line.serve_flags.get();
   if (line.tokenize->parsed()) command = line.tokenize, flags = line.tokenize_flags.get();
   if (line.inspect->parsed()) command = line.inspect, flags = line.inspect_flags.get();
   if (command == nullptr) return ReportUsage(StrCat(error.what(), "; see lserve --help"));
@@ -160,8 +186,24 @@ int Run(CommandLine& line) {
   return status.ok() ? kExitOk : ReportError(status);
 }
 
+int Serve(CommandLine& line) {
+  ServeOptions& options = line.serve_options;
+  const bool needs_model = !options.print_config;
+  const int flags = CheckFlags(*line.serve_flags, options.engine.config.model_dir, needs_model);
+  if (flags != kExitOk) return flags;
+  if (const Status status = FinishServeOptions(options); !status.ok()) {
+    return ReportUsage(status.message());
+  }
+  if (!options.print_config) return ServeCommand(std::move(options));
+  Output output;
+  const Status status =
+      output.Write(WriteJson(line.serve_flags->Effective(), {.indent = 1}) + "\n");
+  return status.ok() ? kExitOk : ReportError(status);
+}
+
 int Dispatch(CommandLine& line) {
   if (line.run->parsed()) return Run(line);
+  if (line.serve->parsed()) return Serve(line);
   if (line.tokenize->parsed()) {
     const TokenizeOptions& options = line.tokenize_options;
     const int flags = CheckFlags(*line.tokenize_flags, options.model_dir, true);
