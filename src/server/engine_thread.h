@@ -104,7 +104,7 @@ class EngineThread {
     Job job;
     Stopwatch since_submitted;
     std::vector<Member> members;
-    size_t open = 0;            // members not finished
+    size_t open = 0;  // members not finished
     bool others_added = false;
   };
 
@@ -114,7 +114,9 @@ class EngineThread {
   void AddMembers(JobId id, Running& job, size_t first, size_t last);
   void Handle(const RequestEvent& event);
   void CountEvent(Running& job, Member& member, const RequestEvent& event);
-  static std::vector<TokenScore> Scores(const Job& job, const Member& member, const RequestEvent& event);
+  static std::vector<TokenScore> Scores(const Job& job,
+                                        const Member& member,
+                                        const RequestEvent& event);
   void FinishMember(JobId id, Running& job, size_t index, RequestEvent event);
   void EndAll(FinishReason reason, const Status& error);
   void CancelJob(JobId id);
