@@ -15,13 +15,13 @@
 #include "apps/engine_flags.h"
 #include "apps/interrupt.h"
 #include "apps/machine.h"
-#include "eval/needle_document.h"
 #include "apps/progress_bar.h"
 #include "apps/prompts.h"
 #include "apps/quantities.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/strings.h"
+#include "eval/needle_document.h"
 
 namespace lserve {
 namespace {

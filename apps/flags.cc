@@ -297,6 +297,21 @@ void FlagSet::Number(const std::string& names,
       [&field] { return field ? Json(*field) : Json(); });
 }
 
+void FlagSet::Number(const std::string& names,
+                     double& field,
+                     double min,
+                     double max,
+                     const std::string& unit,
+                     const std::string& help) {
+  Add(
+      names, Bracketed(unit, StrCat(field)), help,
+      [&field, min, max, name = FirstName(names)](const std::string& text) {
+        field = LS_TRY(ParseNumber(text, min, max, name));
+        return Status();
+      },
+      [&field] { return Json(field); });
+}
+
 void FlagSet::Refused(const std::string& names, bool has_value, const std::string& why) {
   Add(
       names, has_value ? "VALUE" : "", StrCat("not implemented in this version: ", why),

@@ -89,6 +89,14 @@ class FlagSet {
               double max,
               const std::string& help);
 
+  // A number with a default in `field`.
+  void Number(const std::string& names,
+              double& field,
+              double min,
+              double max,
+              const std::string& unit,
+              const std::string& help);
+
   // A known name that this version does not implement: an error that says why and what instead.
   // With a value, `off` and 0 ask for nothing and pass.
   void Refused(const std::string& names, bool has_value, const std::string& why);

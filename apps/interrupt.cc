@@ -8,6 +8,8 @@ namespace {
 // A signal handler can reach nothing else.
 // NOLINTNEXTLINE(cppcoreguidelines-avoid-non-const-global-variables)
 volatile std::sig_atomic_t interrupted = 0;
+// NOLINTNEXTLINE(cppcoreguidelines-avoid-non-const-global-variables)
+volatile std::sig_atomic_t terminations = 0;
 
 }  // namespace
 
@@ -28,6 +30,17 @@ void IgnoreWriteSignals() {
 
 bool Interrupted() {
   return interrupted != 0;
+}
+
+void CountTerminations() {
+  struct sigaction count = {};
+  count.sa_handler = [](int) { terminations = terminations + 1; };
+  sigaction(SIGTERM, &count, nullptr);
+  sigaction(SIGINT, &count, nullptr);
+}
+
+int Terminations() {
+  return terminations;
 }
 
 }  // namespace lserve

@@ -19,6 +19,7 @@
 #include "apps/inspect_command.h"
 #include "apps/interrupt.h"
 #include "apps/run_command.h"
+#include "apps/serve_command.h"
 #include "apps/tokenize_command.h"
 #include "base/log.h"
 #include "base/strings.h"
@@ -28,7 +29,8 @@
 namespace lserve {
 namespace {
 
-constexpr const char kAvailable[] = "available commands: run, bench, eval, tokenize, inspect";
+constexpr const char kAvailable[] =
+    "available commands: run, serve, bench, eval, tokenize, inspect";
 
 constexpr const char kMainFooter[] = R"(
 Examples:
@@ -36,6 +38,7 @@ Examples:
   lserve run models/needle --document report.txt                 # asks for questions, one a line
   lserve run models/needle --prompt "Once upon a time" --max-tokens 40
   lserve eval niah models/needle                                 # are sparse answers dense answers?
+  lserve serve models/needle                                     # OpenAI's API on port 8000
   lserve inspect models/needle                                   # what is in a model directory
   lserve tokenize models/needle --text "Hello" --json
   lserve bench --shape 1b                                        # how fast is this machine?
@@ -84,20 +87,36 @@ struct EvalLine {
   std::unique_ptr<FlagSet> flags;
 };
 
+constexpr const char kServeFooter[] = R"(
+Examples:
+  lserve serve models/needle                       # http://127.0.0.1:8000/v1
+  curl -s localhost:8000/v1/chat/completions -H "Content-Type: application/json" \
+    -d '{"messages":[{"role":"user","content":"..."}],"stream":true}'
+  lserve serve models/needle --host 0.0.0.0 --api-key-file keys.txt   # for others: with a key
+  lserve serve models/needle --max-model-len 128k --kv-cache-dtype int8 --max-num-seqs 4
+
+The server listens on this machine only unless --host says otherwise. Beside OpenAI's fields a
+request may hold "sparse": {"attention": "dense", "token_budget": 8192}. /metrics is for Prometheus,
+/health says that the process lives, /ready that the engine makes steps. SIGTERM ends it when what
+is being answered is done; a second one at once. TLS: put a proxy in front that does not buffer.)";
+
 // Everything CLI11 needs while it parses.
 struct CommandLine {
   CLI::App app{"Answers questions about long documents with Llama-family models.", "lserve"};
   CLI::App* run = nullptr;
   CLI::App* bench = nullptr;
   CLI::App* eval = nullptr;
+  CLI::App* serve = nullptr;
   CLI::App* tokenize = nullptr;
   CLI::App* inspect = nullptr;
   RunOptions run_options;
   BenchOptions bench_options;
+  ServeOptions serve_options;
   TokenizeOptions tokenize_options;
   InspectOptions inspect_options;
   std::unique_ptr<FlagSet> run_flags;
   std::unique_ptr<FlagSet> bench_flags;
+  std::unique_ptr<FlagSet> serve_flags;
   std::unique_ptr<FlagSet> tokenize_flags;
   std::unique_ptr<FlagSet> inspect_flags;
   std::array<EvalLine, std::size(kEvalKinds)> evals;
@@ -141,6 +160,12 @@ void Declare(CommandLine& line) {
 
   DeclareEval(line);
 
+  line.serve = line.app.add_subcommand("serve", "answer over HTTP, as OpenAI's API");
+  AddModel(line.serve, line.serve_options.engine.config.model_dir);
+  line.serve_flags = std::make_unique<FlagSet>(*line.serve);
+  AddServeFlags(*line.serve_flags, line.serve_options);
+  line.serve->footer(kServeFooter);
+
   line.tokenize = line.app.add_subcommand("tokenize", "text to token ids and back");
   AddModel(line.tokenize, line.tokenize_options.model_dir);
   line.tokenize_flags = std::make_unique<FlagSet>(*line.tokenize);
@@ -154,13 +179,13 @@ void Declare(CommandLine& line) {
 
 // The first word, if it is no flag and no command: CLI11's own message would be a riddle.
 int CheckCommand(const std::string& word) {
-  for (const char* planned : {"serve", "calibrate"}) {
+  for (const char* planned : {"calibrate"}) {
     if (word == planned) {
       return ReportUsage(
           StrCat("command ", word, " is not implemented in lserve ", kVersion, "; ", kAvailable));
     }
   }
-  for (const char* known : {"run", "bench", "eval", "tokenize", "inspect"}) {
+  for (const char* known : {"run", "serve", "bench", "eval", "tokenize", "inspect"}) {
     if (word == known) return kExitOk;
   }
   if (word.starts_with("-")) return kExitOk;
@@ -178,6 +203,7 @@ const FlagSet* FlagsOf(const CommandLine& line, const std::vector<std::string>& 
     }
     return nullptr;
   }
+  if (arguments[0] == "serve") return line.serve_flags.get();
   if (arguments[0] == "tokenize") return line.tokenize_flags.get();
   if (arguments[0] == "inspect") return line.inspect_flags.get();
   return nullptr;
@@ -196,6 +222,7 @@ int ReportParseError(const CLI::ParseError& error, const CommandLine& line) {
   const FlagSet* flags = nullptr;
   if (line.run->parsed()) command = line.run, flags = line.run_flags.get();
   if (line.bench->parsed()) command = line.bench, flags = line.bench_flags.get();
+  if (line.serve->parsed()) command = line.serve, flags = line.serve_flags.get();
   if (line.tokenize->parsed()) command = line.tokenize, flags = line.tokenize_flags.get();
   if (line.inspect->parsed()) command = line.inspect, flags = line.inspect_flags.get();
   const char* group = "";
@@ -255,6 +282,21 @@ int Eval(EvalLine& line) {
   return status.ok() ? EvalCommand(std::move(options)) : ReportUsage(status.message());
 }
 
+int Serve(CommandLine& line) {
+  ServeOptions& options = line.serve_options;
+  const bool needs_model = !options.print_config;
+  const int flags = CheckFlags(*line.serve_flags, options.engine.config.model_dir, needs_model);
+  if (flags != kExitOk) return flags;
+  if (const Status status = FinishServeOptions(options); !status.ok()) {
+    return ReportUsage(status.message());
+  }
+  if (!options.print_config) return ServeCommand(std::move(options));
+  Output output;
+  const Status status =
+      output.Write(WriteJson(line.serve_flags->Effective(), {.indent = 1}) + "\n");
+  return status.ok() ? kExitOk : ReportError(status);
+}
+
 int Dispatch(CommandLine& line) {
   if (line.run->parsed()) return Run(line);
   if (line.bench->parsed()) return Bench(line);
@@ -262,6 +304,7 @@ int Dispatch(CommandLine& line) {
     if (eval.command->parsed()) return Eval(eval);
   }
   if (line.eval->parsed()) return ReportEvalKind(*line.eval);
+  if (line.serve->parsed()) return Serve(line);
   if (line.tokenize->parsed()) {
     const TokenizeOptions& options = line.tokenize_options;
     const int flags = CheckFlags(*line.tokenize_flags, options.model_dir, true);

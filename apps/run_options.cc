@@ -6,8 +6,6 @@
 #include "base/strings.h"
 
 namespace lserve {
-namespace {
-
 ChatDate Today() {
   const std::time_t now = std::time(nullptr);
   std::tm local = {};
@@ -18,6 +16,8 @@ ChatDate Today() {
   date.day = local.tm_mday;
   return date;
 }
+
+namespace {
 
 Status Usage(std::string message) {
   return Status(Code::kInvalidArgument, std::move(message));

@@ -37,6 +37,9 @@ struct RunOptions {
   bool is_interactive() const { return !is_completion() && questions.empty(); }
 };
 
+// What chat templates write as the date unless --chat-date says another.
+ChatDate Today();
+
 void AddRunFlags(FlagSet& flags, RunOptions& out);
 // Usage errors: contradictions, settings out of range.
 Status FinishRunOptions(RunOptions& out);

@@ -46,6 +46,9 @@ struct EngineConfig {
   // Tokens of one step: the chunk of a long prompt. Larger chunks use the matrix units better; a
   // running stream waits for the whole step. Raised to a tile of 128 and a token per sequence.
   int max_num_batched_tokens = 512;
+  // 0, or how long a step should take while an answer is being written: prompts get chunks that
+  // small, but a tile of 128 tokens at least.
+  double max_decode_gap_ms = 0;
   // Sequences of one step.
   int max_num_seqs = 8;
 };

@@ -34,7 +34,8 @@ struct EngineInfo {
   std::vector<std::string> warnings;
 };
 
-// Thread safety: every method on one thread.
+// Thread safety: every method on one thread, but for Check() and the accessors of what is fixed
+// when the engine is made: info(), config(), model_config(), tokenizer().
 class Engine {
  public:
   static Result<std::unique_ptr<Engine>> Create(const EngineConfig& config);
@@ -44,8 +45,11 @@ class Engine {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  // Queues a request, or says what is wrong with it: too long for the model or for the cache
-  // (needed, free, longest that fits), a token out of range, bad sampling parameters.
+  // What is wrong with a request: too long for the model or for the cache (needed, free, longest
+  // that fits), a token out of range, bad sampling parameters. On any thread: it reads only what
+  // never changes.
+  Status Check(const Request& request) const;
+  // Queues a request, or says what Check() would.
   Result<RequestId> Add(Request request);
   void Cancel(RequestId id);
 

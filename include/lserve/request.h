@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "attention/attention_settings.h"
@@ -28,6 +29,8 @@ struct SamplingParams {
   double presence_penalty = 0.0;    // on the answer, once per token
   double frequency_penalty = 0.0;   // on the answer, per occurrence
   uint64_t seed = 0;
+  // Added to the logits of these tokens before everything else.
+  std::vector<std::pair<int32_t, float>> logit_bias = {};
 
   std::vector<std::string> Problems() const;
 };
@@ -36,6 +39,7 @@ struct Request {
   std::vector<int32_t> prompt;
   SamplingParams sampling;
   int64_t max_tokens = 256;
+  int64_t min_tokens = 0;  // before these, neither an end-of-text nor a stop token is drawn
   bool ignore_eos = false;
   std::vector<int32_t> stop_token_ids;
   std::vector<std::string> stop;  // the text ends before the first of these; needs a tokenizer
@@ -45,9 +49,9 @@ struct Request {
   // requests that start with the same tokens; with block-sparse prefill up to the last whole tile
   // of 128. 0: keeps nothing.
   int64_t keep_prefix = 0;
-  // If not empty, the answer's tokens: nothing is drawn, penalties and stops are off, and the answer
-  // ends with the last of them. Each is still computed by a decode step, so that on_token_logits
-  // shows what decode says about a known text.
+  // If not empty, the answer's tokens: nothing is drawn, penalties and stops are off, and the
+  // answer ends with the last of them. Each is still computed by a decode step, so that
+  // on_token_logits shows what decode says about a known text.
   std::vector<int32_t> forced_tokens;
   // If set, gets the logits of every prompt position that is computed, in order: `logits` is
   // float, [count, vocab], in host memory. An error cancels the request.

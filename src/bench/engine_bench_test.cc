@@ -291,7 +291,8 @@ TEST(MeteredBackend, StandsForTheBackendItWraps) {
   EXPECT_EQ(metered.description(), description);
   const std::vector<Bf16> values(64 * 32, ToBf16(1.0f));
   const WeightPart part = {values.data(), DType::kBf16, 64};
-  const LinearWeight weight = metered.PackLinear({&part, 1}, 32, {}, WeightFormat::kAsStored).value();
+  const LinearWeight weight =
+      metered.PackLinear({&part, 1}, 32, {}, WeightFormat::kAsStored).value();
   std::vector<float> x(32, 2.0f), y(64);
   ASSERT_TRUE(
       metered

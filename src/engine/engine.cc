@@ -1,9 +1,11 @@
 #include "lserve/engine.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/strings.h"
 #include "engine/engine_setup.h"
 #include "engine/prefix_store.h"
@@ -31,10 +33,14 @@ class Engine::Impl {
   explicit Impl(EngineParts parts)
       : parts_(std::move(parts)),
         config_(parts_.config),
-        scheduler_(
-            parts_.pool.get(), &prefixes_, config_.max_num_seqs, config_.max_num_batched_tokens),
+        scheduler_(parts_.pool.get(),
+                   &prefixes_,
+                   config_.max_num_seqs,
+                   config_.max_num_batched_tokens,
+                   config_.max_decode_gap_ms),
         host_logits_(static_cast<size_t>(parts_.model_config.vocab_size)) {}
 
+  Status Check(const Request& request) const;
   Result<RequestId> Add(Request request);
   void Cancel(RequestId id);
   Result<std::vector<RequestEvent>> Step();
@@ -54,6 +60,8 @@ class Engine::Impl {
   };
 
   Status CheckRequest(const Request& request, const AttentionSettings& attention) const;
+  // The request's, cut to what the model's length leaves.
+  int64_t MaxTokens(const Request& request) const;
   Status CheckFits(const Request& request,
                    const AttentionSettings& attention,
                    int64_t max_tokens) const;
@@ -102,6 +110,16 @@ Status Engine::Impl::CheckRequest(const Request& request,
   }
   if (!request.stop.empty() && parts_.tokenizer == nullptr) {
     problems.push_back("stop strings need a tokenizer, and the model directory has none");
+  }
+  if (request.min_tokens < 0 || request.min_tokens > request.max_tokens) {
+    problems.push_back(StrCat("min_tokens is ", request.min_tokens, ", expected 0 to max_tokens (",
+                              request.max_tokens, ")"));
+  }
+  for (const auto& [token, bias] : request.sampling.logit_bias) {
+    if (token >= 0 && token < parts_.model_config.vocab_size) continue;
+    problems.push_back(StrCat("logit_bias names token ", token, ", expected 0 to ",
+                              parts_.model_config.vocab_size - 1));
+    break;
   }
   const auto check_tokens = [&](const char* what, const std::vector<int32_t>& tokens) {
     const auto beyond = std::find_if(tokens.begin(), tokens.end(), [&](int32_t token) {
@@ -157,13 +175,22 @@ Status Engine::Impl::CheckFits(const Request& request,
              " tokens fit: shorten it, raise --kv-cache-bytes or try --kv-cache-dtype int8"));
 }
 
-Result<RequestId> Engine::Impl::Add(Request request) {
+int64_t Engine::Impl::MaxTokens(const Request& request) const {
+  if (!request.forced_tokens.empty()) return static_cast<int64_t>(request.forced_tokens.size());
+  const int64_t room = parts_.info.max_model_len - static_cast<int64_t>(request.prompt.size());
+  return std::min(request.max_tokens, room);
+}
+
+Status Engine::Impl::Check(const Request& request) const {
   const AttentionSettings attention = request.attention.value_or(config_.attention);
   LS_TRY(CheckRequest(request, attention));
-  const int64_t room = parts_.info.max_model_len - static_cast<int64_t>(request.prompt.size());
-  const int64_t num_forced = static_cast<int64_t>(request.forced_tokens.size());
-  const int64_t max_tokens = num_forced > 0 ? num_forced : std::min(request.max_tokens, room);
-  LS_TRY(CheckFits(request, attention, max_tokens));
+  return CheckFits(request, attention, MaxTokens(request));
+}
+
+Result<RequestId> Engine::Impl::Add(Request request) {
+  LS_TRY(Check(request));
+  const AttentionSettings attention = request.attention.value_or(config_.attention);
+  const int64_t max_tokens = MaxTokens(request);
   const RequestId id = next_id_++;
   std::vector<std::string> stops = request.stop;
   auto sequence = std::make_unique<Sequence>(id, std::move(request), attention,
@@ -378,6 +405,17 @@ Status Engine::Impl::DrawToken(const Member& member, RequestEvent* event) {
   if (sequence->request.on_token_logits) sequence->request.on_token_logits(host_logits_);
   const std::vector<int32_t>& forced = sequence->request.forced_tokens;
   const bool is_forced = !forced.empty();
+  if (static_cast<int64_t>(sequence->answer.size()) < sequence->request.min_tokens) {
+    constexpr float kNever = -std::numeric_limits<float>::infinity();
+    const auto forbid = [&](const std::vector<int32_t>& ids) {
+      for (const int32_t id : ids) {
+        if (id >= 0 && static_cast<size_t>(id) < host_logits_.size())
+          host_logits_[static_cast<size_t>(id)] = kNever;
+      }
+    };
+    forbid(parts_.model_config.eos_token_ids);
+    forbid(sequence->request.stop_token_ids);
+  }
   const int32_t token =
       is_forced ? forced[sequence->answer.size()] : LS_TRY(sequence->sampler.Sample(host_logits_));
   sequence->answer.push_back(token);
@@ -388,8 +426,8 @@ Status Engine::Impl::DrawToken(const Member& member, RequestEvent* event) {
   const auto contains = [&](const std::vector<int32_t>& ids) {
     return std::find(ids.begin(), ids.end(), token) != ids.end();
   };
-  const bool eos = !is_forced && !sequence->request.ignore_eos &&
-                   contains(parts_.model_config.eos_token_ids);
+  const bool eos =
+      !is_forced && !sequence->request.ignore_eos && contains(parts_.model_config.eos_token_ids);
   const bool stop_id = !is_forced && contains(sequence->request.stop_token_ids);
   // The token that ends an answer is no part of its text.
   if (sequence->text.has_value() && !eos && !stop_id) {
@@ -452,9 +490,11 @@ Result<std::vector<RequestEvent>> Engine::Impl::Step() {
     LS_CHECK(!scheduler_.has_work()) << "requests wait but nothing can run";
     return events;
   }
+  const Stopwatch watch;
   LS_TRY(BuildBatch(step));
   LS_TRY(parts_.model->Forward(batch_, parts_.store.get()));
   for (const Member& member : members_) events.push_back(LS_TRY(Finalize(member)));
+  scheduler_.RecordStep(step, watch.milliseconds());  // reads no sequence: some are gone
   return events;
 }
 
@@ -469,6 +509,9 @@ Result<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& config, Engin
   return std::unique_ptr<Engine>(new Engine(std::make_unique<Impl>(std::move(parts))));
 }
 
+Status Engine::Check(const Request& request) const {
+  return impl_->Check(request);
+}
 Result<RequestId> Engine::Add(Request request) {
   return impl_->Add(std::move(request));
 }

@@ -28,6 +28,11 @@ int64_t UsableTokens(std::span<const int32_t> prompt,
 void PrefixStore::Add(std::vector<int32_t> tokens,
                       const AttentionSettings& settings,
                       SequenceCache cache) {
+  // The same prompt again: the newer fork holds the same keys and values.
+  std::erase_if(prefixes_, [&](const Prefix& prefix) {
+    return prefix.tokens == tokens && SamePrefill(prefix.settings, settings);
+  });
+  if (prefixes_.size() >= kMaxPrefixes) DropOldest();
   prefixes_.push_back({std::move(tokens), settings, std::move(cache)});
 }
 

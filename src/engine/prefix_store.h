@@ -14,7 +14,11 @@ namespace lserve {
 
 class PrefixStore {
  public:
-  // Keeps `cache`, whose keys and values belong to `tokens` under `settings`.
+  // Find() compares with each of them; their pages are bounded by the pool, this by itself.
+  static constexpr size_t kMaxPrefixes = 256;
+
+  // Keeps `cache`, whose keys and values belong to `tokens` under `settings`, in the
+  // place of one that is equal.
   void Add(std::vector<int32_t> tokens, const AttentionSettings& settings, SequenceCache cache);
 
   // A cache with as many leading tokens of `prompt` as some kept prefix can give, at least one

@@ -29,6 +29,9 @@ std::vector<std::string> SamplingParams::Problems() const {
         repetition_penalty, "above 0, at most 100");
   check(std::abs(presence_penalty) <= 100, "presence_penalty", presence_penalty, "-100 to 100");
   check(std::abs(frequency_penalty) <= 100, "frequency_penalty", frequency_penalty, "-100 to 100");
+  for (const auto& [token, bias] : logit_bias) {
+    check(std::abs(bias) <= 100, "logit_bias", static_cast<double>(bias), "-100 to 100");
+  }
   return problems;
 }
 
@@ -39,6 +42,7 @@ Sampler::Sampler(const SamplingParams& params, std::span<const int32_t> prompt)
 }
 
 void Sampler::ApplyPenalties(std::span<float> logits) const {
+  for (const auto& [token, bias] : params_.logit_bias) logits[static_cast<size_t>(token)] += bias;
   // Keskar et al. 2019 (CTRL), section 4.1, in transformers' form: a seen token's logit moves away
   // from "likely" whatever its sign.
   const float repetition = static_cast<float>(params_.repetition_penalty);

@@ -82,20 +82,53 @@ int Scheduler::ChunkSize(const Sequence& sequence, int budget, bool step_is_empt
   return 0;
 }
 
+int Scheduler::PrefillBudget(int num_decodes) const {
+  const int room = max_num_batched_tokens_ - num_decodes;
+  if (num_decodes == 0 || max_decode_gap_ms_ <= 0 || prefill_ms_per_token_ <= 0) return room;
+  const double tokens = max_decode_gap_ms_ / prefill_ms_per_token_;
+  if (tokens >= room) return room;
+  // Whole tiles: a smaller chunk ends at a tile anyhow, and one tile is the least that always
+  // makes progress.
+  return std::max(kTileTokens, static_cast<int>(tokens) / kTileTokens * kTileTokens);
+}
+
+void Scheduler::RecordStep(const std::vector<Scheduled>& step, double milliseconds) {
+  int tokens = 0;
+  for (const Scheduled& scheduled : step) {
+    if (scheduled.num_tokens > 1) tokens += scheduled.num_tokens;
+  }
+  if (tokens < kTileTokens) return;
+  // The decode tokens of the step are counted in, on the safe side. Half of the old value: a
+  // prompt's tokens get dearer as it goes on, and a single slow step should not last.
+  const double now = milliseconds / tokens;
+  prefill_ms_per_token_ = prefill_ms_per_token_ <= 0 ? now : (prefill_ms_per_token_ + now) / 2;
+}
+
 std::vector<Scheduled> Scheduler::Schedule() {
   Admit();
   std::vector<Scheduled> step;
-  int budget = max_num_batched_tokens_;
+  std::vector<Sequence*> prompts;  // the oldest first
   for (const auto& sequence : running_) {
-    if (sequence->in_prompt()) continue;
-    step.push_back({sequence.get(), 1});
-    --budget;
+    if (sequence->in_prompt()) {
+      prompts.push_back(sequence.get());
+    } else {
+      step.push_back({sequence.get(), 1});
+    }
   }
-  for (const auto& sequence : running_) {
-    if (!sequence->in_prompt() || budget <= 0) continue;
-    const int count = ChunkSize(*sequence, budget, step.empty());
+  int budget = PrefillBudget(static_cast<int>(step.size()));
+  // The shortest rest first, so that a short prompt overtakes a long one; but the oldest keeps a
+  // tile of every step that has two, so that short ones without end can not stop it.
+  const Sequence* oldest = prompts.empty() ? nullptr : prompts.front();
+  std::stable_sort(prompts.begin(), prompts.end(), [](const Sequence* a, const Sequence* b) {
+    return a->prompt_size() - a->cache.num_tokens() < b->prompt_size() - b->cache.num_tokens();
+  });
+  int reserved = budget >= 2 * kTileTokens ? kTileTokens : 0;
+  for (Sequence* sequence : prompts) {
+    if (sequence == oldest) reserved = 0;
+    if (budget - reserved <= 0) continue;
+    const int count = ChunkSize(*sequence, budget - reserved, step.empty());
     if (count == 0) continue;
-    step.push_back({sequence.get(), count});
+    step.push_back({sequence, count});
     budget -= count;
   }
   for (const Scheduled& scheduled : step) {

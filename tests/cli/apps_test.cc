@@ -3,13 +3,13 @@
 #include <gtest/gtest.h>
 
 #include "apps/answering.h"
-#include "eval/filler_text.h"
-#include "eval/needle_document.h"
 #include "apps/npy_file.h"
 #include "apps/progress_bar.h"
 #include "apps/prompts.h"
 #include "apps/quantities.h"
 #include "apps/token_file.h"
+#include "eval/filler_text.h"
+#include "eval/needle_document.h"
 
 namespace lserve {
 namespace {

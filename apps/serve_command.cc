@@ -1,0 +1,68 @@
+#include "apps/serve_command.h"
+
+#include <unistd.h>
+
+#include <memory>
+#include <utility>
+
+#include "apps/console.h"
+#include "apps/interrupt.h"
+#include "apps/quantities.h"
+#include "base/log.h"
+#include "base/strings.h"
+#include "loader/model_config.h"
+
+namespace lserve {
+namespace {
+
+bool IsLoopback(const HttpAddress& address) {
+  return !address.unix_socket.empty() || address.host == "localhost" || address.host == "::1" ||
+         address.host.starts_with("127.");
+}
+
+// What an operator wants to see in the log of a start: where, what, how much.
+void PrintStart(const Server& server, const EngineInfo& info) {
+  PrintToStderr(StrCat("lserve: ", info.model, " on ", OneLine(info.device), ", context ",
+                       FormatCount(info.max_model_len), " tokens, KV cache ",
+                       FormatBytes(info.kv_budget_bytes), " (", info.kv_dtype, ")\n"));
+  PrintToStderr(StrCat("lserve: listening at ", server.address(), "\n"));
+}
+
+}  // namespace
+
+int ServeCommand(ServeOptions options) {
+  CountTerminations();
+  Result<std::unique_ptr<Engine>> made = Engine::Create(options.engine.config);
+  if (!made.ok()) return ReportError(made.status());
+  std::unique_ptr<Engine> engine = std::move(made).value();
+  const EngineInfo info = engine->info();
+
+  ServerConfig& config = options.server;
+  config.service.default_sampling =
+      MakeSampling(options.sampling, engine->model_config().generation);
+  if (config.queue.max_tokens == 0) config.queue.max_tokens = 4 * info.max_model_len;
+  if (!options.no_access_log) {
+    // One write per line, so that the lines of two threads do not mix.
+    config.access_log = [](const std::string& line) { PrintToStderr(line + "\n"); };
+  }
+  const bool is_open = config.service.api_keys.empty() && !IsLoopback(config.address);
+
+  Result<std::unique_ptr<Server>> started = Server::Start(std::move(engine), std::move(config));
+  if (!started.ok()) return ReportError(started.status());
+  std::unique_ptr<Server> server = std::move(started).value();
+  for (const std::string& warning : info.warnings) PrintNote(warning);
+  if (is_open) PrintNote("anybody who reaches this address may ask; give --api-key-file");
+  PrintStart(*server, info);
+
+  const Status status = server->Run(Terminations);
+  if (status.ok()) {
+    server.reset();
+    PrintToStderr("lserve: ended\n");
+    return kExitOk;
+  }
+  ReportError(status);
+  // The engine's thread may never come back, so nothing here waits for it.
+  _exit(kExitFailed);
+}
+
+}  // namespace lserve

@@ -1,0 +1,143 @@
+#include "apps/serve_options.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <utility>
+
+#include "apps/run_options.h"
+#include "base/mapped_file.h"
+#include "base/strings.h"
+
+namespace lserve {
+namespace {
+
+void AddListenFlags(FlagSet& flags, ServeOptions& out) {
+  flags.Group("Where to listen");
+  flags.Text("--host", out.server.address.host, "ADDRESS",
+             "127.0.0.1: this machine only; 0.0.0.0: every network, so give an API key");
+  flags.Integer("--port", out.server.address.port, 0, "PORT", "0: any free one");
+  flags.Text("--uds", out.uds, "FILE", "listen on this Unix socket instead");
+  flags.Texts("--served-model-name,--alias,-a", out.server.service.served_model_names, "NAME",
+              "what clients call the model; several are allowed, the first is in /v1/models first. "
+              "Default: the directory's name");
+  flags.Texts("--api-key", out.api_keys, "KEY",
+              "who may ask; several are allowed. Others can read a command line: rather use "
+              "--api-key-file or the variable LSERVE_API_KEY");
+  flags.Text("--api-key-file", out.api_key_file, "FILE", "a key per line; # begins a comment");
+  flags.Texts("--allowed-origins,--cors-origins", out.server.service.allowed_origins, "ORIGIN",
+              "web pages that may ask from a browser, as https://chat.example.org; *: all. "
+              "Default: none");
+}
+
+void AddQueueFlags(FlagSet& flags, ServeOptions& out) {
+  flags.Group("Who waits, and how long");
+  flags.Integer("--max-num-queued-reqs,--max-queued-requests", out.server.queue.max_requests, 1,
+                "COUNT", "requests that may wait for their first step; further ones get 429");
+  flags.Size("--max-num-queued-tokens", out.server.queue.max_tokens, 0, {"auto"}, "TOKENS",
+             "the same for the tokens of their prompts; auto: four contexts");
+  flags.Number("--max-decode-gap-ms", out.engine.config.max_decode_gap_ms, 0, 1e6, "MS",
+               "while answers are written, prompts are read in chunks that take about this long, "
+               "128 tokens at least; 0: chunks are always --max-num-batched-tokens long");
+  flags.Integer("--max-connections", out.server.http.connections, 1, "COUNT",
+                "open HTTP connections; further ones get 503");
+  flags.Number("--sse-ping-interval", out.server.service.heartbeat_seconds, 0.1, 3600, "SECONDS",
+               "a stream without a token for this long gets a comment, so that no client or proxy "
+               "gives up while a prompt is read");
+  flags.Number("--step-deadline", out.server.service.step_deadline_seconds, 0.1, 86400, "SECONDS",
+               "/ready fails when a step takes longer");
+  flags.Number("--watchdog-timeout", out.server.watchdog_seconds, 0, 86400, "SECONDS",
+               "the process ends with an error when a step takes longer; 0: never");
+  flags.Number("--shutdown-timeout", out.server.drain_seconds, 0, 86400, "SECONDS",
+               "what is being answered gets this long after SIGTERM");
+}
+
+void AddAnswerFlags(FlagSet& flags, ServeOptions& out) {
+  flags.Group("Answers");
+  flags.Size("--default-max-tokens", out.server.service.default_max_tokens, 1, {}, "TOKENS",
+             "longest answer of a request that does not say. The cache keeps room for it, so a "
+             "large number lets fewer requests run side by side");
+  flags.Text("--chat-date", out.date_text, "YYYY-MM-DD",
+             "the date that some chat templates write. Default: the day of the start; a date that "
+             "changes would empty the prefix cache at midnight");
+  flags.Switch("--no-enable-prefix-caching,--no-prefix-caching", out.no_prefix_caching,
+               "compute every prompt from its first token on");
+  flags.Switch("--no-access-log", out.no_access_log,
+               "no JSON line per request on stderr (it never holds prompts or answers)");
+  flags.Switch("--print-config", out.print_config,
+               "print the options in effect as JSON, and do nothing else");
+}
+
+void AddForeignFlags(FlagSet& flags, ServeOptions& out) {
+  flags.Group("Of other servers");
+  flags.Switch(
+      "--enable-prefix-caching,--cont-batching,--metrics,--enable-metrics,"
+      "--enable-chunked-prefill,--enable-prompt-tokens-details,--jinja,"
+      "--enable-auto-tool-choice",
+      out.ignored, "accepted: on anyhow, or of no use here");
+  flags.NoEffect("--tool-call-parser,--reasoning-parser", "NAME", "tools are not implemented");
+  flags.Refused("--tensor-parallel-size,--tp", true, "this version computes on one device");
+  flags.Refused("--ssl-keyfile,--ssl-key-file", true, "put a TLS proxy in front");
+  flags.Refused("--ssl-certfile,--ssl-cert-file", true, "put a TLS proxy in front");
+  flags.Refused("--admin-api-key", true, "there are no admin endpoints");
+  flags.Refused("--config", true, "options are given on the command line");
+  flags.Refused("--chat-template", true, "the checkpoint's own template is used");
+  flags.Refused("--kv-offloading-size,--cache-ram", true, "the KV cache has one tier");
+  flags.Refused("--slot-save-path", true, "prefixes stay in memory");
+}
+
+Status ReadKeys(ServeOptions& out) {
+  std::vector<std::string>& keys = out.server.service.api_keys;
+  for (const std::string& key : out.api_keys) {
+    if (key.empty()) {
+      return Status(Code::kInvalidArgument,
+                    "--api-key: got an empty key, expected some text; is a variable unset?");
+    }
+    keys.push_back(key);
+  }
+  if (const char* key = std::getenv("LSERVE_API_KEY"); key != nullptr && *key != '\0') {
+    keys.emplace_back(key);
+  }
+  if (!out.api_key_file) return Status();
+  const std::string text = LS_TRY(ReadTextStream(*out.api_key_file));
+  const size_t before = keys.size();
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = std::min(text.find('\n', at), text.size());
+    std::string line = text.substr(at, end - at);
+    at = end + 1;
+    line.erase(0, std::min(line.find_first_not_of(" \t\r"), line.size()));
+    line.erase(line.find_last_not_of(" \t\r") + 1);
+    if (!line.empty() && line[0] != '#') keys.push_back(std::move(line));
+  }
+  if (keys.size() > before) return Status();
+  return Status(Code::kInvalidArgument, StrCat(*out.api_key_file,
+                                               ": holds no key, expected one per line; "
+                                               "an empty file would let everybody in"));
+}
+
+}  // namespace
+
+void AddServeFlags(FlagSet& flags, ServeOptions& out) {
+  out.engine.config.max_decode_gap_ms = 200;
+  AddListenFlags(flags, out);
+  AddQueueFlags(flags, out);
+  AddAnswerFlags(flags, out);
+  AddSamplingFlags(flags, out.sampling);
+  AddEngineFlags(flags, out.engine);
+  AddForeignFlags(flags, out);
+}
+
+Status FinishServeOptions(ServeOptions& out) {
+  LS_TRY(FinishEngineFlags(out.engine));
+  LS_TRY(ReadKeys(out));
+  if (out.server.address.port > 65535) {
+    return Status(Code::kInvalidArgument,
+                  StrCat("--port: got ", out.server.address.port, ", expected 0 to 65535"));
+  }
+  out.server.address.unix_socket = out.uds;
+  out.server.service.prefix_caching = !out.no_prefix_caching;
+  out.server.service.date = out.date_text ? LS_TRY(ParseChatDate(*out.date_text)) : Today();
+  const std::vector<std::string> problems = MakeSampling(out.sampling, {}).Problems();
+  return problems.empty() ? Status() : Status(Code::kInvalidArgument, problems[0]);
+}
+
+}  // namespace lserve

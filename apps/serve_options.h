@@ -1,0 +1,33 @@
+// ServeOptions: what `lserve serve` is told, parsed and checked as far as that goes without a
+// model. Used by serve_command.cc only.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "apps/engine_flags.h"
+#include "server/server.h"
+
+namespace lserve {
+
+struct ServeOptions {
+  EngineFlags engine;
+  SamplingFlags sampling;
+  ServerConfig server;
+  std::vector<std::string> api_keys;
+  std::optional<std::string> api_key_file;
+  std::optional<std::string> date_text;
+  std::string uds;
+  bool no_prefix_caching = false;
+  bool no_access_log = false;
+  bool print_config = false;
+  bool ignored = false;  // of switches that change nothing here
+};
+
+void AddServeFlags(FlagSet& flags, ServeOptions& out);
+// Usage errors; reads the file of keys.
+Status FinishServeOptions(ServeOptions& out);
+
+}  // namespace lserve

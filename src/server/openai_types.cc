@@ -1,0 +1,368 @@
+#include "server/openai_types.h"
+
+#include <algorithm>
+#include <charconv>
+
+#include "base/strings.h"
+#include "server/body_fields.h"
+
+namespace lserve {
+namespace {
+
+// What would change the answer and is not implemented. A value that asks for nothing passes.
+struct Unsupported {
+  std::string_view name;
+  std::string_view instead;
+};
+constexpr Unsupported kUnsupported[] = {
+    {"tools", "describe the functions in the prompt and parse the answer"},
+    {"functions", "describe the functions in the prompt and parse the answer"},
+    {"audio", "this server reads and writes text"},
+    {"web_search_options", "this server has no access to the web"},
+    {"guided_json", "constrained output is not implemented"},
+    {"guided_regex", "constrained output is not implemented"},
+    {"guided_choice", "constrained output is not implemented"},
+    {"guided_grammar", "constrained output is not implemented"},
+    {"structured_outputs", "constrained output is not implemented"},
+    {"grammar", "constrained output is not implemented"},
+    {"json_schema", "constrained output is not implemented"},
+    {"use_beam_search", "ask for n choices instead"},
+    {"length_penalty", "it belongs to beam search"},
+    {"bad_words", "logit_bias forbids tokens"},
+    {"allowed_token_ids", "logit_bias favours tokens"},
+    {"logits_processors", "no code from requests runs here"},
+    {"prompt_logprobs", "lserve run --logits-out writes the logits of a prompt"},
+    {"truncate_prompt_tokens", "shorten the prompt"},
+    {"include_stop_str_in_output", "append the stop string to the answer"},
+    {"continue_final_message", "use /v1/completions with the rendered prompt"},
+    {"chat_template", "templates from requests are refused; the model's own one is used"},
+    {"documents", "put the documents into a message"},
+    {"cache_salt", "run one server per tenant to keep prefix caches apart"},
+    {"suffix", "put the text after the gap into the prompt"},
+    {"typical_p", "use top_p or min_p"},
+    {"mirostat", "use temperature and top_p"},
+    {"dry_multiplier", "use repetition_penalty"},
+    {"xtc_probability", "use temperature"},
+};
+
+// null, false, "", [], {} and 0 ask for nothing.
+bool AsksForNothing(const Json& value) {
+  if (value.is_null()) return true;
+  if (value.is_bool()) return !value.as_bool();
+  if (value.is_string()) return value.as_string().empty();
+  if (value.is_array()) return value.as_array().empty();
+  if (value.is_object()) return value.as_object().empty();
+  return value.as_double() == 0;
+}
+
+ApiError NotImplemented(std::string_view name, std::string_view instead) {
+  return {.http_status = 400,
+          .message = StrCat(name, " is not implemented in this version: ", instead),
+          .code = "unsupported_parameter",
+          .param = std::string(name)};
+}
+
+void RefuseUnsupported(BodyFields& fields) {
+  for (const auto& [name, instead] : kUnsupported) {
+    const Json* value = fields.Find(name);
+    if (value != nullptr && !AsksForNothing(*value)) fields.Fail(NotImplemented(name, instead));
+  }
+  if (const Json* format = fields.Find("response_format")) {
+    const Json* type = format->Find("type");
+    if (type == nullptr || *type != Json("text")) {
+      fields.Fail(NotImplemented("response_format",
+                                 "only {\"type\":\"text\"}; ask for JSON in the prompt"));
+    }
+  }
+  if (const Json* modalities = fields.Find("modalities")) {
+    if (*modalities != Json(Json::Array{Json("text")})) {
+      fields.Fail(NotImplemented("modalities", "only [\"text\"]"));
+    }
+  }
+  if (const Json* choice = fields.Find("tool_choice")) {
+    if (*choice != Json("none") && *choice != Json("auto")) {
+      fields.Fail(
+          NotImplemented("tool_choice", "only \"none\" and \"auto\", for there are no tools"));
+    }
+  }
+  const Json* skip_special = fields.Find("skip_special_tokens");
+  if (skip_special != nullptr && *skip_special == Json(false)) {
+    fields.Fail(NotImplemented("skip_special_tokens", "special tokens never become text"));
+  }
+}
+
+void ReadLogitBias(BodyFields& fields, GenerationParams* out) {
+  const Json* bias = fields.Find("logit_bias");
+  if (bias == nullptr) return;
+  if (!bias->is_object() || bias->as_object().size() > kMaxLogitBias) {
+    return fields.Wrong("logit_bias", *bias,
+                        StrCat("an object of at most ", kMaxLogitBias, " token ids and numbers"));
+  }
+  for (const auto& [name, value] : bias->as_object()) {
+    int32_t token = 0;
+    const std::from_chars_result end =
+        std::from_chars(name.data(), name.data() + name.size(), token);
+    const bool is_token =
+        end.ec == std::errc() && end.ptr == name.data() + name.size() && token >= 0;
+    if (!is_token || !value.is_number() || !(std::abs(value.as_double()) <= 100)) {
+      return fields.Fail(
+          "logit_bias", StrCat("logit_bias holds ", ShownValue(Json(name)), ": ", ShownValue(value),
+                               ", expected a token id and a number from -100 to 100"));
+    }
+    out->logit_bias.emplace_back(token, static_cast<float>(value.as_double()));
+  }
+}
+
+void ReadSparse(BodyFields& fields, GenerationParams* out) {
+  const Json* value = fields.Find("sparse");
+  if (value == nullptr) return;
+  if (value->is_bool()) {
+    out->attention = value->as_bool() ? AttentionMode::kSparse : AttentionMode::kDense;
+    return;
+  }
+  BodyFields sparse(*value, "sparse.");
+  if (const std::optional<std::string> mode = sparse.String("attention")) {
+    out->attention = ParseAttentionMode(*mode);
+    if (!out->attention) {
+      sparse.Wrong("attention", *sparse.Find("attention"), "\"auto\", \"dense\" or \"sparse\"");
+    }
+  }
+  // AttentionSettings::Problems() knows the exact range; the engine checks it.
+  if (const auto budget = sparse.Int("token_budget", 1, INT32_MAX))
+    out->token_budget = static_cast<int>(*budget);
+  if (sparse.ok() && value->is_object()) {
+    for (const auto& [name, member] : value->as_object()) {
+      if (name == "attention" || name == "token_budget") continue;
+      // Our own field: an unknown name is a typing error that would go unnoticed.
+      sparse.Fail("", StrCat("sparse.", ShownValue(Json(name)),
+                             " is unknown, expected attention or token_budget"));
+    }
+  }
+  if (sparse.error()) fields.Fail(*sparse.error());
+}
+
+void ReadSampling(BodyFields& fields, GenerationParams* out) {
+  out->temperature = fields.Number("temperature", 0, 2);
+  out->top_p = fields.Number("top_p", 0, 1);
+  out->min_p = fields.Number("min_p", 0, 1);
+  out->presence_penalty = fields.Number("presence_penalty", -2, 2);
+  out->frequency_penalty = fields.Number("frequency_penalty", -2, 2);
+  out->repetition_penalty = fields.Number("repetition_penalty", 0, 100);
+  if (!out->repetition_penalty) out->repetition_penalty = fields.Number("repeat_penalty", 0, 100);
+  out->top_k = fields.Int("top_k", -1, INT32_MAX);
+  // vLLM's and llama.cpp's spelling of "off".
+  if (out->top_k == -1) out->top_k = 0;
+  out->seed = fields.Int("seed", INT64_MIN, INT64_MAX);
+  ReadLogitBias(fields, out);
+}
+
+void ReadParams(BodyFields& fields, GenerationParams* out) {
+  out->model = fields.String("model").value_or("");
+  out->stream = fields.Bool("stream").value_or(false);
+  if (const Json* options = fields.Find("stream_options")) {
+    BodyFields inner(*options, "stream_options.");
+    out->include_usage = inner.Bool("include_usage").value_or(false);
+    if (inner.error()) fields.Fail(*inner.error());
+  }
+  out->return_progress = fields.Bool("return_progress").value_or(false);
+  out->n = static_cast<int>(fields.Int("n", 1, kMaxChoices).value_or(1));
+  const std::optional<int64_t> best_of = fields.Int("best_of", 1, kMaxChoices);
+  if (best_of && *best_of != out->n) {
+    fields.Fail(NotImplemented("best_of", "every choice is returned; set it to n or leave it out"));
+  }
+  out->max_tokens = fields.Int("max_completion_tokens", 1, INT32_MAX);
+  if (!out->max_tokens) out->max_tokens = fields.Int("max_tokens", 1, INT32_MAX);
+  out->min_tokens = fields.Int("min_tokens", 0, INT32_MAX).value_or(0);
+  out->ignore_eos = fields.Bool("ignore_eos").value_or(false);
+  out->stop = fields.Strings("stop", kMaxStops, kMaxStopBytes);
+  out->stop_token_ids = fields.TokenIds("stop_token_ids", kMaxStopTokenIds);
+  ReadSampling(fields, out);
+  ReadSparse(fields, out);
+  RefuseUnsupported(fields);
+}
+
+// The text of a message's content: a string, null, or text parts.
+std::optional<std::string> ContentText(const Json* content, std::string* why) {
+  if (content == nullptr || content->is_null()) return "";
+  if (content->is_string()) return content->as_string();
+  if (!content->is_array()) {
+    *why =
+        StrCat("content is ", content->TypeName(), ", expected a string or a list of text parts");
+    return std::nullopt;
+  }
+  std::string text;
+  for (const Json& part : content->as_array()) {
+    const Json* type = part.Find("type");
+    const Json* piece = part.Find("text");
+    if (type == nullptr || *type != Json("text") || piece == nullptr || !piece->is_string()) {
+      *why = StrCat("content has a part of type ", type == nullptr ? "null" : ShownValue(*type),
+                    ", expected {\"type\":\"text\",\"text\":...}; this server reads text only");
+      return std::nullopt;
+    }
+    text += piece->as_string();
+  }
+  return text;
+}
+
+std::optional<Json> ReadMessage(const Json& message, std::string* why) {
+  const Json* role = message.Find("role");
+  if (role == nullptr || !role->is_string()) {
+    *why = StrCat(message.is_object() ? "role is missing" : StrCat("it is ", message.TypeName()),
+                  ", expected {\"role\":...,\"content\":...}");
+    return std::nullopt;
+  }
+  std::string name = role->as_string();
+  // OpenAI's newer name of the same thing, which the templates of open models do not know.
+  if (name == "developer") name = "system";
+  if (name != "system" && name != "user" && name != "assistant") {
+    *why = StrCat("role is ", ShownValue(*role),
+                  ", expected system, developer, user or assistant; tools are not implemented");
+    return std::nullopt;
+  }
+  const Json* calls = message.Find("tool_calls");
+  if (calls != nullptr && !AsksForNothing(*calls)) {
+    *why = "tool_calls are not implemented in this version; put the call into the content";
+    return std::nullopt;
+  }
+  std::optional<std::string> text = ContentText(message.Find("content"), why);
+  if (!text) return std::nullopt;
+  return Json(Json::Object{{"role", Json(std::move(name))}, {"content", Json(*std::move(text))}});
+}
+
+void ReadChat(BodyFields& fields, ChatBody* out) {
+  const Json* messages = fields.Find("messages");
+  if (messages == nullptr || !messages->is_array() || messages->as_array().empty() ||
+      messages->as_array().size() > kMaxMessages) {
+    return fields.Fail(
+        "messages", StrCat("messages is ", messages == nullptr ? "missing" : ShownValue(*messages),
+                           ", expected a list of 1 to ", kMaxMessages, " messages"));
+  }
+  Json::Array read;
+  for (size_t i = 0; i < messages->as_array().size(); ++i) {
+    std::string why;
+    std::optional<Json> message = ReadMessage(messages->as_array()[i], &why);
+    if (!message)
+      return fields.Fail(StrCat("messages[", i, "]"), StrCat("messages[", i, "]: ", why));
+    read.push_back(*std::move(message));
+  }
+  out->messages = Json(std::move(read));
+  out->add_generation_prompt = fields.Bool("add_generation_prompt").value_or(true);
+  const Json* arguments = fields.Find("chat_template_kwargs");
+  if (arguments == nullptr) return;
+  if (!arguments->is_object() || arguments->as_object().size() > kMaxTemplateArguments) {
+    return fields.Wrong("chat_template_kwargs", *arguments, "an object of template variables");
+  }
+  for (const auto& [name, value] : arguments->as_object()) {
+    for (const std::string_view reserved :
+         {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "documents",
+          "chat_template"}) {
+      if (name == reserved) {
+        return fields.Fail("chat_template_kwargs",
+                           StrCat("chat_template_kwargs names ", name, ", which is reserved"));
+      }
+    }
+  }
+  out->template_arguments = *arguments;
+}
+
+void ReadPrompts(BodyFields& fields, CompletionBody* out) {
+  const Json* prompt = fields.Find("prompt");
+  constexpr const char* kExpected =
+      "a string, a list of strings, a list of token ids, or a list of lists of token ids";
+  if (prompt == nullptr)
+    return fields.Fail("prompt", StrCat("prompt is missing, expected ", kExpected));
+  const auto wrong = [&] {
+    fields.Fail("prompt", StrCat("prompt is ", ShownValue(*prompt), ", expected ", kExpected));
+  };
+  const auto ids = [&](const Json::Array& list) {
+    CompletionPrompt one;
+    for (const Json& item : list) {
+      const std::optional<int32_t> id = AsTokenId(item);
+      if (!id)
+        return fields.Fail("prompt",
+                           StrCat("prompt holds ", ShownValue(item), ", expected token ids"));
+      one.token_ids.push_back(*id);
+    }
+    if (one.token_ids.empty())
+      return fields.Fail("prompt", "prompt has 0 tokens, expected at least 1");
+    out->prompts.push_back(std::move(one));
+  };
+  if (prompt->is_string()) {
+    out->prompts.push_back({.text = prompt->as_string(), .token_ids = {}});
+    return;
+  }
+  if (!prompt->is_array() || prompt->as_array().empty()) return wrong();
+  const Json::Array& list = prompt->as_array();
+  if (list[0].is_int()) return ids(list);
+  if (list.size() > kMaxPrompts) {
+    return fields.Fail(
+        "prompt", StrCat("prompt has ", list.size(), " prompts, expected at most ", kMaxPrompts));
+  }
+  for (const Json& one : list) {
+    if (one.is_string()) {
+      out->prompts.push_back({.text = one.as_string(), .token_ids = {}});
+    } else if (one.is_array()) {
+      ids(one.as_array());
+    } else {
+      return wrong();
+    }
+  }
+}
+
+}  // namespace
+
+std::optional<ApiError> ParseBody(const Json& json, ChatBody* out) {
+  BodyFields fields(json);
+  ReadChat(fields, out);
+  ReadParams(fields, &out->params);
+  const bool wanted = fields.Bool("logprobs").value_or(false);
+  const std::optional<int64_t> top = fields.Int("top_logprobs", 0, kMaxTopLogprobs);
+  if (wanted) out->params.top_logprobs = static_cast<int>(top.value_or(0));
+  if (top.value_or(0) > 0 && !wanted) {
+    fields.Fail("top_logprobs",
+                StrCat("top_logprobs is ", *top, ", expected \"logprobs\": true beside it"));
+  }
+  return fields.error();
+}
+
+std::optional<ApiError> ParseBody(const Json& json, CompletionBody* out) {
+  BodyFields fields(json);
+  ReadPrompts(fields, out);
+  ReadParams(fields, &out->params);
+  if (const auto top = fields.Int("logprobs", 0, kMaxTopLogprobs))
+    out->params.top_logprobs = static_cast<int>(*top);
+  out->echo = fields.Bool("echo").value_or(false);
+  if (out->echo && out->params.top_logprobs) {
+    fields.Fail(
+        NotImplemented("echo", "log probabilities of the prompt; leave out echo or logprobs"));
+  }
+  if (out->prompts.size() * static_cast<size_t>(out->params.n) > kMaxPrompts) {
+    fields.Fail(
+        "n", StrCat("prompts times n is ", out->prompts.size() * static_cast<size_t>(out->params.n),
+                    ", expected at most ", kMaxPrompts));
+  }
+  return fields.error();
+}
+
+std::optional<ApiError> ParseBody(const Json& json, TokenizeBody* out) {
+  BodyFields fields(json);
+  out->model = fields.String("model").value_or("");
+  // vLLM's name, and llama.cpp's.
+  out->text = fields.String("prompt");
+  if (!out->text) out->text = fields.String("content");
+  if (!out->text) ReadChat(fields, &out->chat);
+  out->add_special_tokens = fields.Bool("add_special_tokens").value_or(true);
+  out->return_token_strings = fields.Bool("return_token_strs").value_or(false);
+  return fields.error();
+}
+
+std::optional<ApiError> ParseBody(const Json& json, DetokenizeBody* out) {
+  BodyFields fields(json);
+  out->model = fields.String("model").value_or("");
+  out->tokens = fields.TokenIds("tokens", SIZE_MAX);
+  if (fields.Find("tokens") == nullptr)
+    fields.Fail("tokens", "tokens is missing, expected a list of token ids");
+  return fields.error();
+}
+
+}  // namespace lserve

@@ -1,0 +1,97 @@
+// Service: the routes. One call per HTTP request: who asks, for what, with which body; short
+// answers are given here, a generation is started for long ones. It knows HTTP as Exchange only,
+// and never calls the engine but through EngineThread. Used by Server.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "server/engine_thread.h"
+#include "server/exchange.h"
+#include "server/generation.h"
+#include "server/metrics.h"
+#include "server/openai_types.h"
+
+namespace lserve {
+
+struct ServiceConfig {
+  // What clients call the model; the first is what replies say. Never empty.
+  std::vector<std::string> served_model_names;
+  std::vector<std::string> api_keys;         // empty: anybody may ask
+  std::vector<std::string> allowed_origins;  // CORS; "*": every page
+  SamplingParams default_sampling;
+  // Of a request that gives none; cut to what the context and the cache leave.
+  int64_t default_max_tokens = 4096;
+  std::optional<ChatDate> date;  // for templates that ask for it
+  bool prefix_caching = true;
+  double heartbeat_seconds = 1.0;
+  // The engine counts as hung, and /ready fails, when a step takes longer.
+  double step_deadline_seconds = 30.0;
+};
+
+class Service {
+ public:
+  // `engine` and `metrics` must outlive every exchange. `connections` counts the open ones.
+  Service(ServiceConfig config,
+          EngineThread* engine,
+          Metrics* metrics,
+          std::function<int64_t()> connections);
+
+  // On any thread that may be kept busy for a while: long texts are tokenized here.
+  void Handle(const std::shared_ptr<Exchange>& exchange) const;
+
+  // The route's name for metrics, "other" for an unknown path, so that names stay bounded.
+  static std::string HandlerName(std::string_view path);
+
+  // New requests are refused with 503 from now on, and /ready fails.
+  void BeginDrain() { draining_ = true; }
+
+ private:
+  struct Call {
+    std::shared_ptr<Exchange> exchange;
+    HttpHeaders headers;  // of the response
+    const HttpRequest& request() const { return exchange->request(); }
+  };
+
+  void Route(const Call& call) const;
+  void Health(const Call& call) const;
+  void Ready(const Call& call) const;
+  void Models(const Call& call, std::string_view id) const;
+  void Chat(const Call& call) const;
+  void Completions(const Call& call) const;
+  void Tokenize(const Call& call) const;
+  void Detokenize(const Call& call) const;
+  void ApplyTemplate(const Call& call) const;
+
+  struct Prompt {
+    std::vector<int32_t> tokens;
+    std::string echo;
+  };
+  void Generate(const Call& call,
+                ReplyKind kind,
+                const GenerationParams& params,
+                std::vector<Prompt> prompts) const;
+  std::optional<ApiError> MakeRequest(const GenerationParams& params,
+                                      std::vector<int32_t> prompt,
+                                      Request* out) const;
+  std::optional<ApiError> CheckModel(const std::string& model) const;
+  std::optional<ApiError> Render(const ChatBody& body, RenderedPrompt* out) const;
+  Json ModelJson(const std::string& name) const;
+
+  static void Send(const Call& call, const Json& json, int status = 200);
+  static void SendError(const Call& call, const ApiError& error);
+
+  const ServiceConfig config_;
+  EngineThread* const engine_;
+  Metrics* const metrics_;
+  const std::function<int64_t()> connections_;
+  const int64_t started_at_;  // Unix seconds
+  std::atomic<bool> draining_ = false;
+};
+
+}  // namespace lserve
