@@ -29,9 +29,9 @@ void ExpectUsageError(const std::vector<std::string>& arguments, const std::stri
 }
 
 TEST(Usage, EveryMistakeIsOneLineAndStatusTwo) {
-  ExpectUsageError({}, "available commands: run, tokenize, inspect");
+  ExpectUsageError({}, "available commands: run, serve, tokenize, inspect");
   ExpectUsageError({"fly"}, "unknown command \"fly\"");
-  for (const char* planned : {"serve", "bench", "eval", "calibrate"}) {
+  for (const char* planned : {"bench", "eval", "calibrate"}) {
     ExpectUsageError({planned, kModel}, "is not implemented in lserve");
   }
   ExpectUsageError({"run", kModel, "--frobnicate"}, "unknown option \"--frobnicate\"");
