@@ -32,7 +32,7 @@ struct HttpLimits {
 
 struct HttpAddress {
   std::string host = "127.0.0.1";
-  int port = 8000;          // 0: any free one
+  int port = 8000;               // 0: any free one
   std::string unix_socket = {};  // if set, instead of host and port
 };
 

@@ -146,8 +146,8 @@ TEST_F(ApiTest, HeadersAndHeartbeatsComeBeforeTheFirstToken) {
 }
 
 TEST_F(ApiTest, ProgressOnRequest) {
-  const HttpReply reply =
-      Ask(ChatJson(LongText(100), R"(,"stream":true,"max_tokens":1,"return_progress":true)"));
+  const HttpReply reply = Ask(ChatJson("No prefix of another test. " + LongText(100),
+                                       R"(,"stream":true,"max_tokens":1,"return_progress":true)"));
   const Json chunk = ParseJson(SseEvents(reply.body).at(0)).value();
   EXPECT_EQ(At(chunk, "prompt_progress.processed"), Json(128));
   EXPECT_GT(At(chunk, "prompt_progress.total").as_int(), 128);
