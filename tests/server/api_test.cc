@@ -378,10 +378,14 @@ TEST_F(ApiTest, TheLogHoldsCountsAndNoPrompts) {
                 .headers.at("x-request-id"),
             "my-id.1");
   std::string line;
-  for (const std::string& one : server_->log()) {
-    if (one.find("my-id.1") != std::string::npos) line = one;
-    EXPECT_THAT(one, Not(HasSubstr("secretword")));
-  }
+  // The line is written just after the answer.
+  ASSERT_TRUE(server_->WaitFor([&] {
+    for (const std::string& one : server_->log()) {
+      if (one.find("my-id.1") != std::string::npos) line = one;
+    }
+    return !line.empty();
+  }));
+  for (const std::string& one : server_->log()) EXPECT_THAT(one, Not(HasSubstr("secretword")));
   const Json json = ParseJson(line).value();
   EXPECT_EQ(At(json, "status"), Json(200));
   EXPECT_EQ(At(json, "completion_tokens"), Json("2"));
