@@ -300,7 +300,9 @@ void EngineThread::EndAll(FinishReason reason, const Status& error) {
   while (!jobs_.empty()) {
     const JobId id = jobs_.begin()->first;
     Running& running = *jobs_.begin()->second;
-    for (size_t i = 0; i < running.members.size() && jobs_.contains(id); ++i) {
+    const size_t count = running.members.size();
+    // The job goes with its last member.
+    for (size_t i = 0; i < count && jobs_.contains(id); ++i) {
       if (running.members[i].finished) continue;
       if (running.members[i].id != 0) engine_->Cancel(running.members[i].id);
       FinishMember(id, running, i, {.finished = reason, .error = error});

@@ -29,9 +29,9 @@ void ExpectUsageError(const std::vector<std::string>& arguments, const std::stri
 }
 
 TEST(Usage, EveryMistakeIsOneLineAndStatusTwo) {
-  ExpectUsageError({}, "available commands: run, bench, eval, tokenize, inspect");
+  ExpectUsageError({}, "available commands: run, serve, bench, eval, tokenize, inspect");
   ExpectUsageError({"fly"}, "unknown command \"fly\"");
-  for (const char* planned : {"serve", "calibrate"}) {
+  for (const char* planned : {"calibrate"}) {
     ExpectUsageError({planned, kModel}, "is not implemented in lserve");
   }
   ExpectUsageError({"run", kModel, "--frobnicate"}, "unknown option \"--frobnicate\"");

@@ -37,6 +37,7 @@ RunningServer::RunningServer(const Change& change) {
 RunningServer::~RunningServer() {
   signals_ = 2;
   if (thread_.joinable()) thread_.join();
+  server_.reset();  // before the log that its threads write to
 }
 
 Status RunningServer::Ended() {

@@ -1,0 +1,141 @@
+// The program itself: starts, says where it listens, answers, and ends as a supervisor expects.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/strings.h"
+#include "tests/server/http_client.h"
+
+namespace lserve {
+namespace {
+
+using ::testing::HasSubstr;
+
+// `lserve serve` on a free port; its stderr is read until it listens.
+class ServeProcess {
+ public:
+  explicit ServeProcess(std::vector<std::string> more) {
+    int ends[2];
+    EXPECT_EQ(pipe(ends), 0);
+    pid_ = fork();
+    if (pid_ == 0) {
+      dup2(ends[1], STDERR_FILENO);
+      close(ends[0]);
+      std::vector<std::string> arguments = {LS_PROGRAM,
+                                            "serve",
+                                            LS_SOURCE_DIR "/models/needle",
+                                            "--port",
+                                            "0",
+                                            "--threads",
+                                            "1",
+                                            "--kv-cache-bytes",
+                                            "64M"};
+      arguments.insert(arguments.end(), more.begin(), more.end());
+      std::vector<char*> argv;
+      for (std::string& argument : arguments) argv.push_back(argument.data());
+      argv.push_back(nullptr);
+      execv(LS_PROGRAM, argv.data());
+      _exit(127);
+    }
+    close(ends[1]);
+    stderr_ = ends[0];
+    const std::string_view kListening = "listening at http://127.0.0.1:";
+    char c = 0;
+    while (read(stderr_, &c, 1) == 1) {
+      err_.push_back(c);
+      if (c == '\n' && err_.find(kListening) != std::string::npos) break;
+    }
+    const size_t at = err_.find(kListening);
+    if (at != std::string::npos) port_ = std::atoi(err_.c_str() + at + kListening.size());
+  }
+  ~ServeProcess() {
+    if (pid_ > 0) {
+      kill(pid_, SIGKILL);
+      waitpid(pid_, nullptr, 0);
+    }
+    close(stderr_);
+  }
+  ServeProcess(const ServeProcess&) = delete;
+  ServeProcess& operator=(const ServeProcess&) = delete;
+
+  int port() const { return port_; }
+  const std::string& err() const { return err_; }
+  void Signal(int signal) const { kill(pid_, signal); }
+  // The exit status, -1 for an end by a signal.
+  int Wait() {
+    char bytes[4096];
+    for (ssize_t n = 0; (n = read(stderr_, bytes, sizeof(bytes))) > 0;)
+      err_.append(bytes, static_cast<size_t>(n));
+    int status = 0;
+    waitpid(pid_, &status, 0);
+    pid_ = -1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  }
+
+ private:
+  pid_t pid_ = -1;
+  int stderr_ = -1;
+  int port_ = 0;
+  std::string err_;
+};
+
+const char kChat[] = R"({"messages":[{"role":"user","content":"hi"}],"max_tokens":3})";
+
+TEST(ServeCommandTest, AnswersLogsAndEndsOnSigterm) {
+  ServeProcess server({"--api-key", "sk-x", "--alias", "other"});
+  ASSERT_GT(server.port(), 0) << server.err();
+  EXPECT_EQ(Get(server.port(), "/health").status, 200);
+  EXPECT_EQ(Post(server.port(), "/v1/chat/completions", kChat).status, 401);
+  EXPECT_EQ(
+      Post(server.port(), "/v1/chat/completions", kChat, "Authorization: Bearer sk-x\r\n").status,
+      200);
+  EXPECT_THAT(Get(server.port(), "/v1/models", "Authorization: Bearer sk-x\r\n").body,
+              HasSubstr(R"("id":"other")"));
+  server.Signal(SIGTERM);
+  EXPECT_EQ(server.Wait(), 0) << server.err();
+  EXPECT_THAT(server.err(), HasSubstr(R"("path":"/v1/chat/completions","status":200)"));
+  EXPECT_EQ(server.err().find("sk-x"), std::string::npos) << "keys are not logged";
+}
+
+TEST(ServeCommandTest, ASecondSignalEndsARunningStream) {
+  ServeProcess server({"--no-access-log"});
+  ASSERT_GT(server.port(), 0) << server.err();
+  HttpClient client(server.port());
+  client.Send(HttpClient::PostBytes(
+      "/v1/chat/completions",
+      R"({"messages":[{"role":"user","content":"hi"}],"stream":true,"ignore_eos":true,"max_tokens":8000})"));
+  ASSERT_TRUE(client.ReadUntil("\"role\":\"assistant\""));
+  server.Signal(SIGTERM);
+  const Stopwatch watch;
+  // Two signals at once would be one.
+  while (Get(server.port(), "/ready").status == 200 && watch.seconds() < 10) {
+  }
+  server.Signal(SIGTERM);
+  EXPECT_EQ(server.Wait(), 0) << server.err();
+  EXPECT_LT(watch.seconds(), 20) << "of the 30 that --shutdown-timeout would have given";
+}
+
+TEST(ServeCommandTest, APortInUseIsOneLineAndStatusOne) {
+  ServeProcess first({});
+  ASSERT_GT(first.port(), 0) << first.err();
+  ServeProcess second({"--port", StrCat(first.port())});
+  EXPECT_EQ(second.Wait(), 1);
+  EXPECT_THAT(second.err(), HasSubstr("lserve: error: cannot listen at 127.0.0.1:"));
+}
+
+TEST(ServeCommandTest, AnEmptyKeyFileIsRefused) {
+  ServeProcess server({"--api-key-file", "/dev/null"});
+  EXPECT_EQ(server.port(), 0);
+  EXPECT_EQ(server.Wait(), 2);
+  EXPECT_THAT(server.err(), HasSubstr("holds no key"));
+}
+
+}  // namespace
+}  // namespace lserve
