@@ -153,7 +153,7 @@ def main():
                                         arguments.tokens))
             for arm in arguments.arms:
                 record = lserve_bench(arguments, arm, prompt, depth)[-1]
-                ours[arm].append(record["tokens_per_second"])
+                ours[arm].append(record["tokens_per_second"]["median"])
                 if log:
                     log.write(json.dumps({"shape": arguments.shape, "test": test, "round": round_idx,
                                           "llama_cpp_tokens_per_second": peer[-1], "lserve": record}) + "\n")
