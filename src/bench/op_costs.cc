@@ -83,7 +83,8 @@ OpCost CostOf(const AttentionParams& params) {
 OpCost CostOf(const SelectTilesParams& params) {
   const KvLayout& layout = params.store->layout();
   const WayLayout& way = layout.way(Way::kRetrieval);
-  const double group = params.num_q_heads / layout.num_kv_heads;
+  const int heads_per_group = params.num_q_heads / layout.num_kv_heads;
+  const double group = heads_per_group;
   const double slots = way.num_slots(params.layer);
   OpCost cost;
   for (const TileSelectRequest& request : params.requests) {

@@ -212,13 +212,15 @@ std::string DrawHeatMap(const HeatMap& map) {
   constexpr size_t kPerRow = 2;
   const size_t panels = map.panels.size();
   const double across = static_cast<double>(std::min(panels, kPerRow));
-  const double down = static_cast<double>((panels + kPerRow - 1) / kPerRow);
+  const size_t num_rows = (panels + kPerRow - 1) / kPerRow;
+  const double down = static_cast<double>(num_rows);
   Canvas canvas(kMargin * 2.0 + across * PanelWidth(map),
                 kTitleHeight + down * PanelHeight(map) + kMargin);
   canvas.Text(kMargin, 26.0, map.title, "start", "#222222", 15);
   for (size_t i = 0; i < panels; ++i) {
-    const double x = kMargin + static_cast<double>(i % kPerRow) * PanelWidth(map);
-    const double y = kTitleHeight + static_cast<double>(i / kPerRow) * PanelHeight(map);
+    const size_t col = i % kPerRow, row = i / kPerRow;
+    const double x = kMargin + static_cast<double>(col) * PanelWidth(map);
+    const double y = kTitleHeight + static_cast<double>(row) * PanelHeight(map);
     DrawPanel(map, map.panels[i], x, y, canvas);
   }
   return canvas.Finish();

@@ -112,7 +112,7 @@ void Histogram::Write(std::string_view name,
       StrCat(name, "_sum{", labels, "} ", sum_, "\n", name, "_count{", labels, "} ", total, "\n");
 }
 
-Metrics::Metrics(std::string model_name, int64_t max_model_len)
+Metrics::Metrics(const std::string& model_name, int64_t max_model_len)
     : labels_(StrCat("engine=\"0\",model_name=\"", Escaped(model_name), "\"")),
       first_token_(FirstTokenBounds()),
       token_gap_(TokenGapBounds()),

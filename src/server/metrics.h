@@ -57,7 +57,7 @@ struct RequestTimes {
 
 class Metrics {
  public:
-  Metrics(std::string model_name, int64_t max_model_len);
+  Metrics(const std::string& model_name, int64_t max_model_len);
 
   // One step of the engine that computed this many tokens.
   void ObserveStep(int64_t tokens);

@@ -141,16 +141,12 @@ TEST(EvalNiah, InterruptKeepsWhatIsDone) {
   const std::vector<std::string> command = {
       "niah",   kModel,     "--lengths", "1k,2k",  "--kinds",
       "single", "--resume", log,         "--json", scratch / "out.json"};
-  std::vector<std::string> bash = {"/bin/bash",
-                                   "-c",
-                                   "set -m; \"$@\" & pid=$!; "
-                                   "while [ \"$(wc -l < \"$LOG\" 2>/dev/null || echo 0)\" -lt 3 ]; "
-                                   "do sleep 0.02; kill -0 $pid 2>/dev/null || break; done; "
-                                   "kill -INT $pid; wait $pid",
-                                   "bash",
-                                   LS_PROGRAM,
-                                   "eval"};
-  bash[2] = "LOG='" + log + "'; " + bash[2];
+  const std::string script =
+      "LOG='" + log +
+      "'; set -m; \"$@\" & pid=$!; "
+      "while [ \"$(wc -l < \"$LOG\" 2>/dev/null || echo 0)\" -lt 3 ]; "
+      "do sleep 0.02; kill -0 $pid 2>/dev/null || break; done; kill -INT $pid; wait $pid";
+  std::vector<std::string> bash = {"/bin/bash", "-c", script, "bash", LS_PROGRAM, "eval"};
   bash.insert(bash.end(), command.begin(), command.end());
   const ProgramResult interrupted = RunProgram(bash);
   EXPECT_EQ(interrupted.exit_status, 130) << interrupted.err;
@@ -223,10 +219,11 @@ TEST(EvalLongBench, RowsOfAFolder) {
 
 TEST(EvalFidelity, BudgetsAndRatios) {
   const ScratchDir scratch;
+  const std::string document = LS_SOURCE_DIR "/docs/contracts.md";
   const ProgramResult result =
-      Eval({"fidelity", kModel, "--document", LS_SOURCE_DIR "/docs/contracts.md", "--length", "1k",
-            "--decode-tokens", "16", "--budgets", "256,2k", "--ratios", "0,0.5", "--json",
-            scratch / "out.json", "--svg", scratch / "out.svg", "--resume", scratch / "log.jsonl"});
+      Eval({"fidelity", kModel, "--document", document, "--length", "1k", "--decode-tokens", "16",
+            "--budgets", "256,2k", "--ratios", "0,0.5", "--json", scratch / "out.json", "--svg",
+            scratch / "out.svg", "--resume", scratch / "log.jsonl"});
   ASSERT_EQ(result.exit_status, 0) << result.err;
   EXPECT_THAT(result.out, HasSubstr("50% streaming"));
   EXPECT_THAT(ReadFile(scratch / "out.svg"), HasSubstr("KL(dense || sparse)"));

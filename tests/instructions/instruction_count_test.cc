@@ -18,7 +18,7 @@
 
 #include "base/json.h"
 #include "base/mapped_file.h"
-#include "tests/instructions/hot_kernels.h"
+#include "tests/instructions/hot_kernels_testing.h"
 
 namespace lserve {
 namespace {

@@ -46,8 +46,10 @@ class ApiTest : public testing::Test {
       EXPECT_EQ(At(body, "error.param"), Json(param)) << reply.body;
     }
   }
-  static RunningServer* server_;
+  // googletest's fixtures of a suite are static.
+  static RunningServer* server_;  // NOLINT(cppcoreguidelines-avoid-non-const-global-variables)
 };
+// NOLINTNEXTLINE(cppcoreguidelines-avoid-non-const-global-variables)
 RunningServer* ApiTest::server_ = nullptr;
 
 TEST_F(ApiTest, Probes) {

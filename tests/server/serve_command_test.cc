@@ -28,15 +28,9 @@ class ServeProcess {
     if (pid_ == 0) {
       dup2(ends[1], STDERR_FILENO);
       close(ends[0]);
-      std::vector<std::string> arguments = {LS_PROGRAM,
-                                            "serve",
-                                            LS_SOURCE_DIR "/models/needle",
-                                            "--port",
-                                            "0",
-                                            "--threads",
-                                            "1",
-                                            "--kv-cache-bytes",
-                                            "64M"};
+      const std::string model = LS_SOURCE_DIR "/models/needle";
+      std::vector<std::string> arguments = {
+          LS_PROGRAM, "serve", model, "--port", "0", "--threads", "1", "--kv-cache-bytes", "64M"};
       arguments.insert(arguments.end(), more.begin(), more.end());
       std::vector<char*> argv;
       for (std::string& argument : arguments) argv.push_back(argument.data());

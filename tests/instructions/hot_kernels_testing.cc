@@ -1,4 +1,4 @@
-#include "tests/instructions/hot_kernels.h"
+#include "tests/instructions/hot_kernels_testing.h"
 
 #include <memory>
 
