@@ -118,10 +118,12 @@ uint64_t ReadBytes(const void* data, int64_t bytes) {
   constexpr int64_t kWordBytes = sizeof(Words);
   constexpr int kSums = 8;
   const char* at = static_cast<const char*>(data);
-  Words sums[kSums] = {};
+  // Unsigned lanes: the sum of arbitrary words wraps.
+  using Sums __attribute__((vector_size(sizeof(Words)))) = unsigned long long;
+  Sums sums[kSums] = {};
   for (const char* const end = at + bytes; at < end; at += kSums * kWordBytes) {
 #pragma GCC unroll 8
-    for (int i = 0; i < kSums; ++i) sums[i] += LoadWords(at + i * kWordBytes);
+    for (int i = 0; i < kSums; ++i) sums[i] += (Sums)LoadWords(at + i * kWordBytes);
   }
   uint64_t total = 0;
   for (int i = 0; i < kSums; ++i) total += static_cast<uint64_t>(sums[i][0]);
