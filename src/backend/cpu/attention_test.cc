@@ -10,6 +10,16 @@ namespace {
 
 using Op = TestCache::Op;
 
+// The naive sums take nearly all of the time, thirty times as much under a sanitizer: there the
+// shapes whose borders differ (padded heads, an odd group), in every instruction set.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr int kHeadDims[] = {80, 128};
+constexpr int kGroups[] = {3};
+#else
+constexpr int kHeadDims[] = {16, 64, 80, 128};
+constexpr int kGroups[] = {1, 2, 3};
+#endif
+
 std::vector<CpuIsa> Isas() {
   std::vector<CpuIsa> isas;
   for (const CpuIsa isa : kAllCpuIsas) {
@@ -54,8 +64,8 @@ class CpuAttention : public testing::TestWithParam<DType> {};
 TEST_P(CpuAttention, EqualsNaive) {
   for (const CpuIsa isa : Isas()) {
     CpuBackend backend(isa, 2);
-    for (const int head_dim : {16, 64, 80, 128}) {
-      for (const int group : {1, 2, 3}) {
+    for (const int head_dim : kHeadDims) {
+      for (const int group : kGroups) {
         SCOPED_TRACE(testing::Message() << Name(isa) << " D " << head_dim << " group " << group);
         TestCache cache(
             backend,
