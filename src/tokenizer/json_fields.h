@@ -3,6 +3,7 @@
 
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "base/json.h"
 #include "base/strings.h"
@@ -21,6 +22,15 @@ inline std::string Shown(std::string_view text) {
   return shown;
 }
 
+// An error whose message may hold foreign text, on one line.
+inline Status OneLineError(Code code, std::string message) {
+  for (char& c : message) {
+    const unsigned char byte = static_cast<unsigned char>(c);
+    if (byte < 0x20 || byte == 0x7f) c = ' ';
+  }
+  return Status(code, std::move(message));
+}
+
 // The object in a file of the model directory.
 inline Result<Json> ParseFileObject(std::string_view text) {
   Result<Json> json = ParseJson(text);
@@ -37,13 +47,14 @@ inline Result<Json> ParseFileObject(std::string_view text) {
 }
 
 inline Status BadField(std::string_view where, std::string_view value, std::string_view expected) {
-  return Status(Code::kCorruptModel,
-                StrCat(where, " is ", value, "; expected ", expected, "; check the file"));
+  return OneLineError(Code::kCorruptModel,
+                      StrCat(where, " is ", value, "; expected ", expected, "; check the file"));
 }
 
 inline Status Unsupported(std::string_view where, std::string_view value, std::string_view known) {
-  return Status(Code::kUnsupported, StrCat(where, " \"", value, "\" is not implemented; expected ",
-                                           known, "; use another checkpoint"));
+  return OneLineError(Code::kUnsupported,
+                      StrCat(where, " \"", value, "\" is not implemented; expected ", known,
+                             "; use another checkpoint"));
 }
 
 // A missing or null member is the default.

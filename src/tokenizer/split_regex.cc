@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "base/strings.h"
+#include "tokenizer/json_fields.h"
 #include "tokenizer/unicode.h"
 
 namespace lserve {
@@ -51,10 +52,11 @@ class Translator {
 
  private:
   Status Refuse(std::string_view construct) const {
-    return Status(Code::kUnsupported,
-                  StrCat("split pattern uses ", construct, " at byte ", at_, " of \"", in_,
-                         "\"; expected classes, groups, look-around and quantifiers; use another "
-                         "tokenizer.json"));
+    return OneLineError(
+        Code::kUnsupported,
+        StrCat("split pattern uses ", construct, " at byte ", at_, " of \"", in_,
+               "\"; expected classes, groups, look-around and quantifiers; use another "
+               "tokenizer.json"));
   }
   char Peek(size_t ahead) const { return at_ + ahead < in_.size() ? in_[at_ + ahead] : '\0'; }
   bool StartsWith(std::string_view prefix) const {
@@ -176,9 +178,9 @@ struct MatchDataDeleter {
 Result<SplitRegex> SplitRegex::Compile(std::string_view pattern) {
   if (pattern.empty() || pattern.size() > kMaxPatternBytes ||
       FindInvalidUtf8(pattern) < pattern.size()) {
-    return Status(Code::kCorruptModel,
-                  StrCat("split pattern has ", pattern.size(), " bytes; expected 1 to ",
-                         kMaxPatternBytes, " bytes of UTF-8; check tokenizer.json"));
+    return OneLineError(Code::kCorruptModel,
+                        StrCat("split pattern has ", pattern.size(), " bytes; expected 1 to ",
+                               kMaxPatternBytes, " bytes of UTF-8; check tokenizer.json"));
   }
   const std::string translated = LS_TRY(Translator(pattern).Run());
   const std::unique_ptr<pcre2_compile_context, CompileContextDeleter> context(
@@ -192,9 +194,9 @@ Result<SplitRegex> SplitRegex::Compile(std::string_view pattern) {
       reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
       PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &error, &offset, context.get());
   if (code == nullptr) {
-    return Status(Code::kCorruptModel, StrCat("split pattern \"", pattern,
-                                              "\" is no regular expression: ", Pcre2Message(error),
-                                              "; check tokenizer.json"));
+    return OneLineError(Code::kCorruptModel,
+                        StrCat("split pattern \"", pattern, "\" is no regular expression: ",
+                               Pcre2Message(error), "; check tokenizer.json"));
   }
   SplitRegex regex;
   regex.code_ = std::shared_ptr<const void>(
@@ -217,9 +219,9 @@ Result<std::optional<ByteRange>> SplitRegex::Find(std::string_view text, size_t 
                                 PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY, data.get(), context.get());
   if (count == PCRE2_ERROR_NOMATCH) return std::optional<ByteRange>();
   if (count < 0) {
-    return Status(Code::kInvalidArgument,
-                  StrCat("split pattern \"", pattern_, "\" gave up at byte ", from, ": ",
-                         Pcre2Message(count), "; shorten the text"));
+    return OneLineError(Code::kInvalidArgument,
+                        StrCat("split pattern \"", pattern_, "\" gave up at byte ", from, ": ",
+                               Pcre2Message(count), "; shorten the text"));
   }
   const PCRE2_SIZE* bounds = pcre2_get_ovector_pointer(data.get());
   return std::optional<ByteRange>(ByteRange{bounds[0], bounds[1]});
