@@ -651,7 +651,7 @@ class Interpreter {
   // More than one template's deepest expression (kMaxLinks and the parser's brackets). Of a
   // thread's 8 MB of stack, 1000 levels took less than 0.5 MB in a release build, but all of it
   // with the address sanitizer.
-  static constexpr int kMaxNesting = 640;
+  static constexpr int kMaxNesting = 500;
 
   Runtime runtime_;
   ScopePointer scope_;
