@@ -22,6 +22,7 @@
 #include <boost/beast/http/string_body.hpp>
 #include <cctype>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <mutex>
@@ -673,7 +674,13 @@ std::vector<std::shared_ptr<Connection>> HttpServer::Impl::AllConnections() cons
 
 HttpServer::HttpServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 HttpServer::~HttpServer() {
-  Stop();
+  // Stop() fails only where the system has no memory left to post a task or to join a thread; the
+  // threads that still run then use what is about to go, so there is no way on.
+  try {
+    Stop();
+  } catch (...) {
+    std::abort();
+  }
 }
 
 Result<std::unique_ptr<HttpServer>> HttpServer::Listen(const HttpAddress& address,
