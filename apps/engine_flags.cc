@@ -79,7 +79,9 @@ void AddMemoryFlags(FlagSet& flags, EngineFlags& out) {
   flags.Choice("--cache-type-v", out.value_dtype, {"", "auto", "bf16", "int8", "int4"},
                "must equal --kv-cache-dtype: keys and values share one type");
   flags.Size("--kv-cache-bytes,--kv-cache-memory-bytes", out.kv_cache_bytes, 1, {"auto", "0"},
-             "BYTES", "memory of the KV cache, as 2G; auto: half of what is available");
+             "BYTES",
+             "memory of the KV cache, as 2G; auto: half of what is available, on a GPU what "
+             "--gpu-memory-utilization allows");
   flags.Integer("--max-num-batched-tokens,--chunked-prefill-size,--ubatch-size",
                 config.max_num_batched_tokens, 1, "TOKENS",
                 "tokens of one engine step: the chunk of a long prompt");
@@ -91,8 +93,9 @@ void AddMemoryFlags(FlagSet& flags, EngineFlags& out) {
                 "CPU threads; 0: every core this process may use");
   flags.Choice("--cpu-isa", config.cpu_isa, {"auto", "generic", "avx2", "avx512", "avx512bf16"},
                "instruction set of the CPU kernels; for comparisons");
-  flags.NoEffect("--gpu-memory-utilization,--mem-fraction-static", "SHARE",
-                 "this version computes on the CPU; --kv-cache-bytes limits the KV cache");
+  flags.Number("--gpu-memory-utilization,--mem-fraction-static", config.gpu_memory_utilization, 0, 1,
+               "SHARE", "share of a GPU's memory that may be filled; the KV cache takes what weights and "
+               "workspace leave of it");
   flags.NoEffect("--n-gpu-layers,--gpu-layers", "COUNT",
                  "layers are not split over devices; --device chooses one");
   flags.Group("Not in this version");

@@ -23,7 +23,9 @@ endif()
 
 if(LSERVE_HAS_CUDA)
   set(CMAKE_CUDA_COMPILER "${LSERVE_NVCC}")
-  set(CMAKE_CUDA_ARCHITECTURES "80-real;89-real;90a-real")
+  set(LSERVE_CUDA_ARCHITECTURES "80-real;89-real;90a-real" CACHE STRING
+      "GPUs to compile for; one alone builds faster")
+  set(CMAKE_CUDA_ARCHITECTURES "${LSERVE_CUDA_ARCHITECTURES}")
   enable_language(CUDA)
   find_package(CUDAToolkit REQUIRED)
   set(CMAKE_CUDA_STANDARD_REQUIRED OFF)

@@ -38,8 +38,11 @@ struct EngineConfig {
 
   // auto (bf16), bf16, int8, int4.
   std::string kv_cache_dtype = "auto";
-  // 0: half of the memory that is available when the engine starts.
+  // 0: half of the memory that is available when the engine starts; on a GPU, all of
+  // gpu_memory_utilization that the weights leave.
   size_t kv_cache_bytes = 0;
+  // Share of a GPU's memory that this process and others may fill together, in (0, 1].
+  double gpu_memory_utilization = 0.9;
 
   // Longest sequence, prompt and answer together. 0: what the checkpoint was made for.
   int64_t max_model_len = 0;

@@ -1,9 +1,10 @@
 // Backend: the ops a Llama-family forward pass needs, on one device. Coarse on purpose: a virtual
-// call is nanoseconds before an op of microseconds. Implementations: reference (normative), cpu.
+// call is nanoseconds before an op of microseconds. Implementations: reference (normative), cpu, cuda.
 // Made by backend/registry.h; used by the model and the engine, from the engine's thread only.
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -13,6 +14,11 @@
 
 namespace lserve {
 
+struct DeviceMemory {
+  size_t free_bytes = 0;
+  size_t total_bytes = 0;
+};
+
 class Backend {
  public:
   Backend() = default;
@@ -20,15 +26,24 @@ class Backend {
   Backend(const Backend&) = delete;
   Backend& operator=(const Backend&) = delete;
 
-  // "reference", "cpu".
+  // "reference", "cpu", "cuda".
   virtual std::string name() const = 0;
   // For people: instruction set, threads.
   virtual std::string description() const = 0;
 
   // Memory, 64-byte aligned, content unspecified.
   virtual Result<Buffer> Allocate(size_t bytes) = 0;
-  virtual void CopyToDevice(void* device, const void* host, size_t bytes) = 0;
-  virtual void CopyToHost(void* host, const void* device, size_t bytes) = 0;
+  virtual Status CopyToDevice(void* device, const void* host, size_t bytes) = 0;
+  // Waits until every op before it is done.
+  virtual Status CopyToHost(void* host, const void* device, size_t bytes) = 0;
+
+  // The device's own memory, in bytes; nothing where ops use the system's.
+  virtual std::optional<DeviceMemory> Memory() const { return std::nullopt; }
+
+  // From here to the next call, the host arrays that ops are given (sequences, ranges, plans,
+  // requests) keep their addresses and contents, so that a device copies each of them once and not
+  // for every layer. Without any call, each op's arrays are its own.
+  virtual void BeginStep() {}
 
   // Makes constant host bytes (a mapped tensor) readable by ops. Host backends share them, so
   // `bytes` must outlive the buffer.

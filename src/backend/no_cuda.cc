@@ -1,4 +1,4 @@
-// The GPU probe of a build without CUDA.
+// The GPU probe of a build without CUDA; the backend is in no_cuda_backend.cc.
 #include "backend/cuda_probe.h"
 
 namespace lserve {

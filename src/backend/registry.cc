@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cuda_factory.h"
 #include "backend/cuda_probe.h"
 #include "backend/reference/reference_backend.h"
 #include "base/strings.h"
@@ -10,13 +11,15 @@
 namespace lserve {
 namespace {
 
-// Says what is there, so that the user knows whether the build or the machine lacks something.
-Status NoCudaBackend(const std::string& device) {
+// `device` is cuda or cuda:N.
+Result<std::unique_ptr<Backend>> MakeCuda(const std::string& device) {
   const std::vector<GpuInfo> gpus = LS_TRY(ProbeGpus());
-  return Status(
-      Code::kUnsupported,
-      StrCat("--device ", device, ": this version has no CUDA backend yet (the machine has ",
-             Describe(gpus.front()), "), expected cpu; use --device cpu"));
+  const std::string number = device == "cuda" ? "0" : device.substr(std::string("cuda:").size());
+  for (const GpuInfo& gpu : gpus) {
+    if (StrCat(gpu.index) == number) return MakeCudaBackend(gpu);
+  }
+  return Status(Code::kNotFound, StrCat("--device ", device, ": this machine has ", gpus.size(),
+                                        " GPU(s), expected cuda:0 to cuda:", gpus.size() - 1));
 }
 
 }  // namespace
@@ -38,7 +41,7 @@ Result<std::unique_ptr<Backend>> MakeBackend(const BackendConfig& config) {
     return std::unique_ptr<Backend>(std::move(backend));
   }
   if (config.device == "cuda" || config.device.starts_with("cuda:")) {
-    return NoCudaBackend(config.device);
+    return MakeCuda(config.device);
   }
   return Status(Code::kInvalidArgument,
                 StrCat("--device ", config.device, ": expected auto, cpu or cuda[:N]"));

@@ -55,12 +55,12 @@ double OpMeter::attention_seconds() const {
          of(OpKind::kSelectPages).seconds + of(OpKind::kSelectTiles).seconds;
 }
 
-void MeteredBackend::CopyToDevice(void* device, const void* host, size_t bytes) {
-  inner_->CopyToDevice(device, host, bytes);
+Status MeteredBackend::CopyToDevice(void* device, const void* host, size_t bytes) {
+  return inner_->CopyToDevice(device, host, bytes);
 }
 
-void MeteredBackend::CopyToHost(void* host, const void* device, size_t bytes) {
-  inner_->CopyToHost(host, device, bytes);
+Status MeteredBackend::CopyToHost(void* host, const void* device, size_t bytes) {
+  return inner_->CopyToHost(host, device, bytes);
 }
 
 Result<Buffer> MeteredBackend::ImportConstant(std::span<const std::byte> bytes) {

@@ -48,8 +48,10 @@ class MeteredBackend final : public Backend {
   std::string name() const override { return inner_->name(); }
   std::string description() const override { return inner_->description(); }
   Result<Buffer> Allocate(size_t bytes) override { return inner_->Allocate(bytes); }
-  void CopyToDevice(void* device, const void* host, size_t bytes) override;
-  void CopyToHost(void* host, const void* device, size_t bytes) override;
+  Status CopyToDevice(void* device, const void* host, size_t bytes) override;
+  Status CopyToHost(void* host, const void* device, size_t bytes) override;
+  std::optional<DeviceMemory> Memory() const override { return inner_->Memory(); }
+  void BeginStep() override { inner_->BeginStep(); }
   Result<Buffer> ImportConstant(std::span<const std::byte> bytes) override;
   KvHeadBytes kv_head_bytes(DType dtype, int head_dim) const override;
   Result<std::unique_ptr<KvStore>> MakeKvStore(const KvLayout& layout,

@@ -74,10 +74,10 @@ class Engine::Impl {
     std::vector<PageRun> runs;
     SelectionTable table;
   };
-  HostLists CopyLists(const SelectionTable& table, int entries) const;
-  void CountWork(const Member& member, Sequence* sequence);
+  Result<HostLists> CopyLists(const SelectionTable& table, int entries) const;
+  Status CountWork(const Member& member, Sequence* sequence);
   Status EmitPromptLogits(const Member& member);
-  void AfterForward(const Member& member);
+  Status AfterForward(const Member& member);
   Result<RequestEvent> Finalize(const Member& member);
   Status DrawToken(const Member& member, RequestEvent* event);
   void Finish(Sequence* sequence, FinishReason reason, RequestEvent* event);
@@ -310,19 +310,21 @@ Status Engine::Impl::RequestTileLists() {
   return Status();
 }
 
-Engine::Impl::HostLists Engine::Impl::CopyLists(const SelectionTable& table, int entries) const {
+Result<Engine::Impl::HostLists> Engine::Impl::CopyLists(const SelectionTable& table,
+                                                        int entries) const {
   HostLists lists;
   lists.num_runs.resize(static_cast<size_t>(entries));
   lists.runs.resize(static_cast<size_t>(entries) * static_cast<size_t>(table.capacity));
-  parts_.backend->CopyToHost(lists.num_runs.data(), table.num_runs,
-                             lists.num_runs.size() * sizeof(int));
-  parts_.backend->CopyToHost(lists.runs.data(), table.runs, lists.runs.size() * sizeof(PageRun));
+  LS_TRY(parts_.backend->CopyToHost(lists.num_runs.data(), table.num_runs,
+                                    lists.num_runs.size() * sizeof(int)));
+  LS_TRY(parts_.backend->CopyToHost(lists.runs.data(), table.runs,
+                                    lists.runs.size() * sizeof(PageRun)));
   lists.table = {
       .capacity = table.capacity, .num_runs = lists.num_runs.data(), .runs = lists.runs.data()};
   return lists;
 }
 
-void Engine::Impl::CountWork(const Member& member, Sequence* sequence) {
+Status Engine::Impl::CountWork(const Member& member, Sequence* sequence) {
   const KvLayout& layout = parts_.store->layout();
   const PagePlan& plan = member.decodes ? batch_.decode : batch_.prefill;
   RequestStats& stats = sequence->stats;
@@ -338,7 +340,7 @@ void Engine::Impl::CountWork(const Member& member, Sequence* sequence) {
         continue;
       }
       const HostLists host =
-          CopyLists(plan.selections[static_cast<size_t>(row.selection)], entries);
+          LS_TRY(CopyLists(plan.selections[static_cast<size_t>(row.selection)], entries));
       for (int entry = 0; entry < entries; ++entry) {
         stats.prefill_tiles_visited += TilesVisited(row, host.table.list(entry));
       }
@@ -351,14 +353,16 @@ void Engine::Impl::CountWork(const Member& member, Sequence* sequence) {
           static_cast<double>(PagesVisited(row, plan.RunsOf(row, 0)) * entries);
       continue;
     }
-    const HostLists host = CopyLists(plan.selections[static_cast<size_t>(row.selection)], entries);
+    const HostLists host =
+        LS_TRY(CopyLists(plan.selections[static_cast<size_t>(row.selection)], entries));
     for (int entry = 0; entry < entries; ++entry) {
       sequence->pages_visited += static_cast<double>(PagesVisited(row, host.table.list(entry)));
     }
   }
-  if (!member.decodes) return;
+  if (!member.decodes) return Status();
   ++(member.decision.sparse ? stats.sparse_steps : stats.dense_steps);
   stats.selections += member.decision.selects ? 1 : 0;
+  return Status();
 }
 
 Status Engine::Impl::EmitPromptLogits(const Member& member) {
@@ -371,8 +375,8 @@ Status Engine::Impl::EmitPromptLogits(const Member& member) {
     for (int i = 0; i < count; ++i) rows.push_back(member.range.first_row + first + i);
     const ConstMatrix logits = LS_TRY(parts_.model->Logits(rows));
     host_logits_.resize(static_cast<size_t>(LlamaModel::kLogitRows * vocab));
-    parts_.backend->CopyToHost(host_logits_.data(), logits.data,
-                               static_cast<size_t>(count * vocab) * sizeof(float));
+    LS_TRY(parts_.backend->CopyToHost(host_logits_.data(), logits.data,
+                                      static_cast<size_t>(count * vocab) * sizeof(float)));
     LS_TRY(sequence.request.on_prompt_logits(
         member.range.first_position + first,
         ConstMatrix(host_logits_.data(), DType::kF32, count, vocab, vocab)));
@@ -380,12 +384,12 @@ Status Engine::Impl::EmitPromptLogits(const Member& member) {
   return Status();
 }
 
-void Engine::Impl::AfterForward(const Member& member) {
+Status Engine::Impl::AfterForward(const Member& member) {
   Sequence* sequence = member.scheduled.sequence;
   SequenceCache& cache = sequence->cache;
   cache.Advance(member.scheduled.num_tokens);
   sequence->stats.kv_bytes = std::max<uint64_t>(sequence->stats.kv_bytes, cache.bytes());
-  CountWork(member, sequence);
+  LS_TRY(CountWork(member, sequence));
   const int64_t done = cache.num_tokens();
   if (!member.decodes && sequence->request.keep_prefix > 0 &&
       done == ResumePosition(sequence->attention, sequence->request.keep_prefix)) {
@@ -394,6 +398,7 @@ void Engine::Impl::AfterForward(const Member& member) {
   }
   const int64_t keep_from = StreamingKeepFrom(sequence->attention, done, sequence->in_prompt());
   if (keep_from > 0) cache.TrimStreaming(StreamingSinkEnd(sequence->attention), keep_from);
+  return Status();
 }
 
 Status Engine::Impl::DrawToken(const Member& member, RequestEvent* event) {
@@ -401,7 +406,8 @@ Status Engine::Impl::DrawToken(const Member& member, RequestEvent* event) {
   const int32_t row = member.range.first_row + member.range.num_rows - 1;
   const ConstMatrix logits = LS_TRY(parts_.model->Logits({&row, 1}));
   host_logits_.resize(static_cast<size_t>(parts_.model_config.vocab_size));
-  parts_.backend->CopyToHost(host_logits_.data(), logits.data, host_logits_.size() * sizeof(float));
+  LS_TRY(parts_.backend->CopyToHost(host_logits_.data(), logits.data,
+                                    host_logits_.size() * sizeof(float)));
   if (sequence->request.on_token_logits) sequence->request.on_token_logits(host_logits_);
   const std::vector<int32_t>& forced = sequence->request.forced_tokens;
   const bool is_forced = !forced.empty();
@@ -447,7 +453,7 @@ Result<RequestEvent> Engine::Impl::Finalize(const Member& member) {
   RequestEvent event{.id = sequence->id};
   Status status;
   if (!member.decodes && sequence->request.on_prompt_logits) status = EmitPromptLogits(member);
-  AfterForward(member);
+  LS_TRY(AfterForward(member));
   event.prefill_done = std::min(sequence->cache.num_tokens(), sequence->prompt_size());
   if (status.ok() && !sequence->in_prompt()) status = DrawToken(member, &event);
   if (status.code() == Code::kDeviceLost) return status;

@@ -26,6 +26,9 @@ Status CheckConfig(const EngineConfig& config) {
                1 << 20));
   check(config.num_threads >= 0 && config.num_threads <= 4096,
         StrCat("--threads is ", config.num_threads, ", expected 0 (every core) to 4096"));
+  check(config.gpu_memory_utilization > 0 && config.gpu_memory_utilization <= 1,
+        StrCat("--gpu-memory-utilization is ", config.gpu_memory_utilization,
+               ", expected more than 0, at most 1"));
   check(config.max_model_len >= 0, StrCat("--max-model-len is ", config.max_model_len,
                                           ", expected 0 (the checkpoint's) or more"));
   if (problems.empty()) return Status();
@@ -156,6 +159,23 @@ size_t AvailableMemory() {
   return bytes;
 }
 
+// What the KV cache may take by default. On a GPU everything that is not weights or workspace, up
+// to the share of its memory that the user allows; the rest is for scratch that grows with use.
+Result<size_t> DefaultKvBytes(const Backend& backend, double utilization) {
+  const std::optional<DeviceMemory> device = backend.Memory();
+  if (!device) return AvailableMemory() / 2;
+  const size_t kept_free =
+      static_cast<size_t>((1 - utilization) * static_cast<double>(device->total_bytes));
+  if (device->free_bytes <= kept_free) {
+    return Status(Code::kOutOfMemory,
+                  StrCat("no GPU memory is left for the KV cache: ", device->free_bytes, " of ",
+                         device->total_bytes, " bytes are free after the weights, expected more "
+                         "than ", kept_free, " at --gpu-memory-utilization ", utilization,
+                         "; raise it, use a smaller model, or free the GPU of other programs"));
+  }
+  return device->free_bytes - kept_free;
+}
+
 Result<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& model_dir) {
   const std::filesystem::path path = std::filesystem::path(model_dir) / "tokenizer.json";
   if (!std::filesystem::exists(path)) return std::unique_ptr<Tokenizer>();
@@ -218,7 +238,10 @@ Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) 
                         .cache_dir = in_memory ? std::string() : config.quantization_cache_dir},
                        parts.backend.get()));
 
-  const size_t budget = config.kv_cache_bytes > 0 ? config.kv_cache_bytes : AvailableMemory() / 2;
+  const size_t budget =
+      config.kv_cache_bytes > 0
+          ? config.kv_cache_bytes
+          : LS_TRY(DefaultKvBytes(*parts.backend, config.gpu_memory_utilization));
   const PageId max_pages[kNumWays] = {PagePool::MaxPages(layout, Way::kRetrieval, budget),
                                       PagePool::MaxPages(layout, Way::kStreaming, budget)};
   parts.store = LS_TRY(parts.backend->MakeKvStore(layout, max_pages));

@@ -95,15 +95,15 @@ Status LlamaModel::FillAngles(const Batch& batch) {
   const size_t count = positions_.size() * static_cast<size_t>(config_.head_dim / 2);
   FillRopeRows(frequencies_, positions_, std::span(host_cos_).first(count),
                std::span(host_sin_).first(count));
-  backend_->CopyToDevice(cos_.data, host_cos_.data(), count * sizeof(float));
-  backend_->CopyToDevice(sin_.data, host_sin_.data(), count * sizeof(float));
-  return Status();
+  LS_TRY(backend_->CopyToDevice(cos_.data, host_cos_.data(), count * sizeof(float)));
+  return backend_->CopyToDevice(sin_.data, host_sin_.data(), count * sizeof(float));
 }
 
 Status LlamaModel::Forward(const Batch& batch, KvStore* store) {
   rows_ = static_cast<int64_t>(batch.tokens.size());
   LS_CHECK_GT(rows_, 0);
   LS_CHECK_LE(rows_, max_rows_);
+  backend_->BeginStep();
   LS_TRY(FillAngles(batch));
   LS_TRY(backend_->GatherRows(
       {.table = weights_.embedding, .indices = batch.tokens, .out = Rows(hidden_, rows_)}));

@@ -141,7 +141,7 @@ class WeightReader {
     std::vector<float> values;
     AppendAsFloat(*tensor, &values);
     Buffer buffer = LS_TRY(backend_->Allocate(values.size() * sizeof(float)));
-    backend_->CopyToDevice(buffer.data.get(), values.data(), values.size() * sizeof(float));
+    LS_TRY(backend_->CopyToDevice(buffer.data.get(), values.data(), values.size() * sizeof(float)));
     *bytes_ += buffer.bytes;
     return buffer;
   }

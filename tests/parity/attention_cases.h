@@ -176,7 +176,7 @@ inline std::vector<AttentionCase> MaskCases(int num_queries) {
   for (const int64_t window : {1, 63, 64, 65, 256}) {
     for (const int64_t sink : {0, 1, 64, 128}) {
       cases.push_back({.name = StrCat("window ", window, " sink ", sink),
-                       .head_dim = 16,
+                       .head_dim = 32,
                        .contexts = {0, 1, 63, 64, 65, 331},
                        .num_queries = num_queries,
                        .sink_end = sink,

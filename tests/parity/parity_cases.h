@@ -14,6 +14,7 @@
 #include "backend/registry.h"
 #include "base/rng.h"
 #include "base/strings.h"
+#include "parity/staged_backend.h"
 #include "tensor/dtype.h"
 
 namespace lserve::parity {
@@ -28,6 +29,11 @@ struct Subject {
   bool rounds_weights = false;  // softmax weights to bf16 (ops.h allows it)
 
   bool is_reference() const { return config.device == "reference"; }
+  bool is_cuda() const { return config.device == "cuda"; }
+  // The GPU's attention kernels are made for these; other backends take any.
+  bool Supports(int head_dim) const {
+    return !is_cuda() || head_dim == 32 || head_dim == 64 || head_dim == 96 || head_dim == 128;
+  }
 };
 
 inline std::unique_ptr<Backend> Make(const Subject& subject, int num_threads = 2) {
@@ -35,10 +41,12 @@ inline std::unique_ptr<Backend> Make(const Subject& subject, int num_threads = 2
   config.num_threads = num_threads;
   Result<std::unique_ptr<Backend>> made = MakeBackend(config);
   EXPECT_TRUE(made.ok()) << made.status().message();
+  if (subject.is_cuda()) return std::make_unique<StagedBackend>(std::move(made.value()));
   return std::move(made.value());
 }
 
-// The reference, then the cpu backend with every instruction set of this processor.
+// The reference, then the cpu backend with every instruction set of this processor, then the GPU if
+// there is one.
 inline std::vector<Subject> Subjects() {
   std::vector<Subject> subjects = {{.name = "reference", .config = {.device = "reference"}}};
   for (const char* isa : {"generic", "avx2", "avx512", "avx512bf16"}) {
@@ -47,6 +55,10 @@ inline std::vector<Subject> Subjects() {
     subjects.push_back({.name = StrCat("cpu_", isa),
                         .config = config,
                         .rounds_weights = std::string(isa) == "avx512bf16"});
+  }
+  const BackendConfig cuda = {.device = "cuda"};
+  if (MakeBackend(cuda).ok()) {
+    subjects.push_back({.name = "cuda", .config = cuda, .rounds_weights = true});
   }
   return subjects;
 }

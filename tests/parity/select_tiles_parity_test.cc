@@ -180,7 +180,8 @@ class TileParity : public testing::TestWithParam<SubjectAndType> {
 TEST_P(TileParity, KeepsTheHeaviestTiles) {
   const std::unique_ptr<Backend> backend = Make(subject());
   int exact = 0, lists = 0;
-  for (const auto& [head_dim, group] : {std::pair{16, 1}, {20, 2}, {64, 2}, {80, 3}, {128, 1}}) {
+  for (const auto& [head_dim, group] : {std::pair{16, 1}, {20, 2}, {64, 2}, {80, 3}, {96, 3}, {128, 1}}) {
+    if (!subject().Supports(head_dim)) continue;
     const KvShape shape = Shape(head_dim, group, {100, 20 * 128 + 37});
     const TokenFill fill = TilesOfStrengths(40, head_dim);
     KvHarness cache(*backend, shape, fill);
@@ -243,7 +244,7 @@ TEST_P(TileParity, FindsAPlantedTile) {
 // reverse order; in every other tile they match on the diagonal, which must not count.
 TEST_P(TileParity, PairsAlongTheAntidiagonal) {
   const std::unique_ptr<Backend> backend = Make(subject());
-  const int head_dim = 16;
+  const int head_dim = 32;
   const int planted = 5;
   const TokenFill fill = [&](const TokenAt& at, float* k, float* v) {
     std::fill_n(k, head_dim, 0.0f);

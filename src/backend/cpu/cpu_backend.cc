@@ -61,12 +61,14 @@ Result<Buffer> CpuBackend::Allocate(size_t bytes) {
   return Buffer{std::shared_ptr<void>(memory, &std::free), bytes};
 }
 
-void CpuBackend::CopyToDevice(void* device, const void* host, size_t bytes) {
+Status CpuBackend::CopyToDevice(void* device, const void* host, size_t bytes) {
   if (bytes > 0) std::memcpy(device, host, bytes);
+  return Status();
 }
 
-void CpuBackend::CopyToHost(void* host, const void* device, size_t bytes) {
+Status CpuBackend::CopyToHost(void* host, const void* device, size_t bytes) {
   if (bytes > 0) std::memcpy(host, device, bytes);
+  return Status();
 }
 
 }  // namespace lserve

@@ -28,8 +28,8 @@ class CpuBackend final : public Backend {
 
   // cpu_backend.cc
   Result<Buffer> Allocate(size_t bytes) override;
-  void CopyToDevice(void* device, const void* host, size_t bytes) override;
-  void CopyToHost(void* host, const void* device, size_t bytes) override;
+  Status CopyToDevice(void* device, const void* host, size_t bytes) override;
+  Status CopyToHost(void* host, const void* device, size_t bytes) override;
 
   // linear.cc
   Result<LinearWeight> PackLinear(std::span<const WeightPart> parts,

@@ -20,11 +20,13 @@ Result<Buffer> ReferenceBackend::Allocate(size_t bytes) {
   return Buffer{.data = std::shared_ptr<void>(data, [](void* p) { std::free(p); }), .bytes = bytes};
 }
 
-void ReferenceBackend::CopyToDevice(void* device, const void* host, size_t bytes) {
+Status ReferenceBackend::CopyToDevice(void* device, const void* host, size_t bytes) {
   std::memcpy(device, host, bytes);
+  return Status();
 }
-void ReferenceBackend::CopyToHost(void* host, const void* device, size_t bytes) {
+Status ReferenceBackend::CopyToHost(void* host, const void* device, size_t bytes) {
   std::memcpy(host, device, bytes);
+  return Status();
 }
 
 Status ReferenceBackend::GatherRows(const GatherRowsParams& params) {

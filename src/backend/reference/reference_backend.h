@@ -14,8 +14,8 @@ class ReferenceBackend final : public Backend {
   std::string description() const override { return "reference (scalar, double accumulation)"; }
 
   Result<Buffer> Allocate(size_t bytes) override;
-  void CopyToDevice(void* device, const void* host, size_t bytes) override;
-  void CopyToHost(void* host, const void* device, size_t bytes) override;
+  Status CopyToDevice(void* device, const void* host, size_t bytes) override;
+  Status CopyToHost(void* host, const void* device, size_t bytes) override;
 
   KvHeadBytes kv_head_bytes(DType dtype, int head_dim) const override;
   Result<std::unique_ptr<KvStore>> MakeKvStore(const KvLayout& layout,

@@ -1,0 +1,218 @@
+// The ops that read and write the cache: what the host works out for their kernels.
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/cuda_kv_store.h"
+#include "backend/cuda/cuda_status.h"
+#include "base/check.h"
+
+namespace lserve {
+namespace {
+
+// Scratch for the scores of one launch of SelectTiles; more requests take more launches.
+constexpr size_t kMaxTileScoreBytes = size_t{256} << 20;
+
+// Pages a row reads, as far as the host knows; a selected list counts as its newest pages.
+int64_t Cost(const PagePlan& plan, const PlanRow& row) {
+  int64_t pages = row.newest.last - row.newest.first;
+  if (row.selection != kNoSelection) return pages + row.newest.first / 4;
+  for (int i = 0; i < row.num_runs; ++i) {
+    const PageRun& run = plan.runs[static_cast<size_t>(row.first_run + i)];
+    pages += std::max(0, std::min(run.last, row.newest.first) - run.first);
+  }
+  return pages;
+}
+
+// Rows by falling cost, so that short ones fill the end of the grid.
+std::vector<int> LongestFirst(const PagePlan& plan) {
+  std::vector<int64_t> costs;
+  for (const PlanRow& row : plan.rows) costs.push_back(Cost(plan, row));
+  std::vector<int> order(plan.rows.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+    return costs[static_cast<size_t>(a)] > costs[static_cast<size_t>(b)];
+  });
+  return order;
+}
+
+// The new tokens of every range, cut at pages.
+std::vector<AppendPiece> ListPieces(std::span<const RowRange> ranges) {
+  std::vector<AppendPiece> pieces;
+  for (const RowRange& range : ranges) {
+    for (int i = 0; i < range.num_rows;) {
+      const int64_t position = range.first_position + i;
+      const int first_token = static_cast<int>(position % kPageTokens);
+      const int count = std::min(kPageTokens - first_token, range.num_rows - i);
+      pieces.push_back({.sequence = range.sequence,
+                        .page = static_cast<PageIdx>(position / kPageTokens),
+                        .first_token = first_token,
+                        .num_tokens = count,
+                        .row = range.first_row + i});
+      i += count;
+    }
+  }
+  return pieces;
+}
+
+int Group(const KvLayout& layout, int num_q_heads) {
+  LS_CHECK_EQ(num_q_heads % layout.num_kv_heads, 0);
+  return num_q_heads / layout.num_kv_heads;
+}
+
+ConstMatrixView View(const ConstMatrix& m) {
+  LS_CHECK(m.dtype == DType::kF32) << Name(m.dtype);
+  return {static_cast<const float*>(m.data), m.stride};
+}
+
+}  // namespace
+
+Result<const SequenceView*> CudaBackend::UploadSequences(
+    std::span<const SequencePages> sequences) {
+  if (const void* found = uploads_.Find(sequences.data()); found != nullptr) {
+    return static_cast<const SequenceView*>(found);
+  }
+  std::vector<SequenceView> views(sequences.size());
+  for (size_t s = 0; s < sequences.size(); ++s) {
+    for (const Way way : kWays) {
+      views[s].pages[Index(way)] =
+          LS_TRY(uploads_.UploadAnew(sequences[s].pages[Index(way)]));
+    }
+  }
+  return uploads_.Upload(std::span<const SequenceView>(views), sequences.data());
+}
+
+Status CudaBackend::AppendKv(const AppendKvParams& params) {
+  const auto& store = static_cast<const CudaKvStore&>(*params.store);
+  const KvLayout& layout = store.layout();
+  LS_CHECK_EQ(params.k.cols, int64_t{layout.num_kv_heads} * layout.head_dim);
+  LS_CHECK_EQ(params.v.cols, params.k.cols);
+  for (const RowRange& range : params.ranges) {
+    LS_CHECK_LE(int64_t{range.first_row} + range.num_rows, params.k.rows);
+  }
+  uploads_.BeginOp();
+  AppendKvArgs args = {.layer = store.View(params.layer, 1), .dtype = layout.dtype};
+  args.sequences = LS_TRY(UploadSequences(params.sequences));
+  const std::vector<AppendPiece> pieces = ListPieces(params.ranges);
+  args.pieces = LS_TRY(
+      uploads_.Upload(std::span<const AppendPiece>(pieces), params.ranges.data()));
+  args.num_pieces = static_cast<int>(pieces.size());
+  args.k = View(params.k);
+  args.v = View(params.v);
+  LS_CUDA(LaunchAppendKv(args, stream_));
+  return Status();
+}
+
+Result<AttentionArgs> CudaBackend::MakeAttentionArgs(const AttentionParams& params) {
+  const auto& store = static_cast<const CudaKvStore&>(*params.store);
+  const PagePlan& plan = *params.plan;
+  uploads_.BeginOp();
+  AttentionArgs args = {.layer = store.View(params.layer, Group(store.layout(), params.num_q_heads)),
+                        .dtype = store.layout().dtype};
+  args.plan.rows = LS_TRY(uploads_.Upload(std::span(plan.rows)));
+  args.plan.runs = LS_TRY(uploads_.Upload(std::span(plan.runs)));
+  args.plan.selections = LS_TRY(uploads_.Upload(std::span(plan.selections)));
+  args.plan.num_rows = static_cast<int>(plan.rows.size());
+  if (const void* order = uploads_.Find(params.plan); order != nullptr) {
+    args.plan.order = static_cast<const int*>(order);
+  } else {
+    const std::vector<int> longest_first = LongestFirst(plan);
+    args.plan.order = LS_TRY(uploads_.Upload(std::span(longest_first), params.plan));
+  }
+  args.sequences = LS_TRY(UploadSequences(params.sequences));
+  args.q = View(params.q);
+  args.out = {static_cast<float*>(params.out.data), params.out.stride};
+  args.scale = params.scale;
+  return args;
+}
+
+Status CudaBackend::PrefillAttention(const AttentionParams& params) {
+  for (const PlanRow& row : params.plan->rows) LS_CHECK_LE(row.num_queries, kTileTokens);
+  const AttentionArgs args = LS_TRY(MakeAttentionArgs(params));
+  LS_CUDA(LaunchPrefillAttention(args, stream_));
+  return Status();
+}
+
+Status CudaBackend::DecodeAttention(const AttentionParams& params) {
+  int max_queries = 0;
+  for (const PlanRow& row : params.plan->rows) max_queries = std::max(max_queries, row.num_queries);
+  const AttentionArgs args = LS_TRY(MakeAttentionArgs(params));
+  std::byte* partials =
+      LS_TRY(attention_scratch_.Get(DecodePartialBytes(args, max_queries), stream_));
+  LS_CUDA(LaunchDecodeAttention(args, max_queries, partials, stream_));
+  return Status();
+}
+
+Status CudaBackend::SelectPages(const SelectPagesParams& params) {
+  const auto& store = static_cast<const CudaKvStore&>(*params.store);
+  uploads_.BeginOp();
+  SelectPagesArgs args = {
+      .layer = store.View(params.layer, Group(store.layout(), params.num_q_heads))};
+  std::vector<PageSelect> requests;
+  for (const SelectRequest& request : params.requests) {
+    const PageIdx first = std::min<PageIdx>(request.sink_pages, request.num_pages);
+    const PageIdx last = std::max<PageIdx>(first, request.num_pages - request.newest_pages);
+    requests.push_back({.sequence = request.sequence,
+                        .query_row = request.query_row,
+                        .num_pages = request.num_pages,
+                        .first = first,
+                        .last = last,
+                        .keep = request.budget_pages - (request.num_pages - (last - first)),
+                        .table = request.table});
+    args.max_candidates = std::max(args.max_candidates, last - first);
+    args.max_pages = std::max(args.max_pages, request.num_pages);
+  }
+  args.sequences = LS_TRY(UploadSequences(params.sequences));
+  args.requests =
+      LS_TRY(uploads_.Upload(std::span<const PageSelect>(requests), params.requests.data()));
+  args.num_requests = static_cast<int>(requests.size());
+  args.q = View(params.q);
+  args.scale = params.scale;
+  args.scores = reinterpret_cast<float*>(
+      LS_TRY(attention_scratch_.Get(SelectPagesScratchBytes(args), stream_)));
+  LS_CUDA(LaunchSelectPages(args, stream_));
+  return Status();
+}
+
+Status CudaBackend::SelectTiles(const SelectTilesParams& params) {
+  const auto& store = static_cast<const CudaKvStore&>(*params.store);
+  uploads_.BeginOp();
+  SelectTilesArgs args = {
+      .layer = store.View(params.layer, Group(store.layout(), params.num_q_heads)),
+      .dtype = store.layout().dtype};
+  std::vector<TileSelect> requests;
+  for (const TileSelectRequest& request : params.requests) {
+    LS_CHECK_EQ(request.first_position % kTileTokens, 0);
+    const int num_tiles = static_cast<int>(request.first_position / kTileTokens) + 1;
+    LS_CHECK_LE(num_tiles, kMaxSelectTiles);
+    requests.push_back({.sequence = request.sequence,
+                        .first_query = request.first_query,
+                        .num_tiles = num_tiles,
+                        .sink_tiles = request.sink_tiles,
+                        .newest_tiles = request.newest_tiles,
+                        .threshold = request.threshold,
+                        .table = request.table});
+    args.max_tiles = std::max(args.max_tiles, num_tiles);
+  }
+  if (requests.empty()) return Status();
+  args.sequences = LS_TRY(UploadSequences(params.sequences));
+  const TileSelect* first =
+      LS_TRY(uploads_.Upload(std::span<const TileSelect>(requests), params.requests.data()));
+  args.q = View(params.q);
+  args.scale = params.scale;
+  args.num_requests = 1;
+  const size_t each = SelectTilesScratchBytes(args);
+  const size_t at_once = std::clamp<size_t>(kMaxTileScoreBytes / std::max<size_t>(each, 1), 1,
+                                            requests.size());
+  args.scores =
+      reinterpret_cast<float*>(LS_TRY(attention_scratch_.Get(each * at_once, stream_)));
+  for (size_t done = 0; done < requests.size(); done += at_once) {
+    args.requests = first + done;
+    args.num_requests = static_cast<int>(std::min(at_once, requests.size() - done));
+    LS_CUDA(LaunchSelectTiles(args, stream_));
+  }
+  return Status();
+}
+
+}  // namespace lserve

@@ -1,0 +1,138 @@
+#include "backend/cuda/cuda_backend.h"
+
+#include "backend/cuda/cuda_kv_store.h"
+#include "backend/cuda/cuda_status.h"
+#include "backend/cuda_factory.h"
+#include "base/check.h"
+#include "base/strings.h"
+
+namespace lserve {
+namespace {
+
+MatrixView View(const Matrix& m) {
+  LS_CHECK(m.dtype == DType::kF32) << Name(m.dtype);
+  return {static_cast<float*>(m.data), m.stride};
+}
+
+ConstMatrixView View(const ConstMatrix& m) {
+  LS_CHECK(m.dtype == DType::kF32) << Name(m.dtype);
+  return {static_cast<const float*>(m.data), m.stride};
+}
+
+size_t RoundUp(size_t bytes, size_t multiple) {
+  return (bytes + multiple - 1) / multiple * multiple;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Backend>> MakeCudaBackend(const GpuInfo& gpu) {
+  return std::unique_ptr<Backend>(LS_TRY(CudaBackend::Make(gpu)));
+}
+
+Result<std::unique_ptr<CudaBackend>> CudaBackend::Make(const GpuInfo& gpu) {
+  constexpr int kFirstSupported = 8;  // bf16 tensor cores and cp.async
+  if (gpu.compute_major < kFirstSupported) {
+    return Status(Code::kUnsupported,
+                  StrCat("--device cuda:", gpu.index, ": ", gpu.name, " is sm_", gpu.compute_major,
+                         gpu.compute_minor,
+                         ", expected sm_80 (Ampere) or newer; use --device cpu"));
+  }
+  LS_CUDA(cudaSetDevice(gpu.index));
+  cudaStream_t stream = nullptr;
+  LS_CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  cublasHandle_t cublas = nullptr;
+  LS_CUBLAS(cublasCreate(&cublas));
+  std::unique_ptr<CudaBackend> backend(new CudaBackend(gpu, stream, cublas));
+  LS_CUBLAS(cublasSetStream(cublas, stream));
+  return backend;
+}
+
+CudaBackend::~CudaBackend() {
+  static_cast<void>(cudaStreamSynchronize(stream_));
+  static_cast<void>(cublasDestroy(cublas_));
+  static_cast<void>(cudaStreamDestroy(stream_));
+}
+
+std::optional<DeviceMemory> CudaBackend::Memory() const {
+  DeviceMemory memory;
+  if (cudaMemGetInfo(&memory.free_bytes, &memory.total_bytes) != cudaSuccess) return DeviceMemory{};
+  return memory;
+}
+
+Result<Buffer> CudaBackend::Allocate(size_t bytes) {
+  return AllocateOnDevice(bytes);
+}
+
+Status CudaBackend::CopyToDevice(void* device, const void* host, size_t bytes) {
+  if (bytes == 0) return Status();
+  // From pageable memory: CUDA takes the bytes before the call returns.
+  LS_CUDA(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_));
+  return Status();
+}
+
+Status CudaBackend::CopyToHost(void* host, const void* device, size_t bytes) {
+  if (bytes == 0) return Status();
+  LS_CUDA(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_));
+  LS_CUDA(cudaStreamSynchronize(stream_));
+  return Status();
+}
+
+Result<Buffer> CudaBackend::ImportConstant(std::span<const std::byte> bytes) {
+  Buffer buffer = LS_TRY(AllocateOnDevice(bytes.size()));
+  LS_TRY(CopyToDevice(buffer.data.get(), bytes.data(), bytes.size()));
+  return buffer;
+}
+
+KvHeadBytes CudaBackend::kv_head_bytes(DType dtype, int head_dim) const {
+  const size_t elements = size_t{2} * kPageTokens * static_cast<size_t>(head_dim);
+  const size_t scales = dtype == DType::kBf16 ? 0 : size_t{2} * kPageTokens * 2 * sizeof(uint16_t);
+  const size_t bits = static_cast<size_t>(BitsOf(dtype));
+  const size_t stats =
+      size_t{2} * kLogicalPagesPerPage * static_cast<size_t>(head_dim) * sizeof(uint16_t);
+  constexpr size_t kAlignment = 64;
+  return {.kv = RoundUp(elements * bits / 8 + scales, kAlignment),
+          .stats = RoundUp(stats, kAlignment)};
+}
+
+Result<std::unique_ptr<KvStore>> CudaBackend::MakeKvStore(const KvLayout& layout,
+                                                          const PageId (&max_pages)[kNumWays]) {
+  if (!HasAttentionKernels(layout.head_dim)) {
+    return Status(Code::kUnsupported,
+                  StrCat("the model's head_dim is ", layout.head_dim,
+                         ", expected 32, 64, 96 or 128 on a GPU; use --device cpu"));
+  }
+  return std::unique_ptr<KvStore>(
+      LS_TRY(CudaKvStore::Make(layout, max_pages, gpu_.index, stream_)));
+}
+
+Status CudaBackend::GatherRows(const GatherRowsParams& params) {
+  for (const int32_t index : params.indices) {
+    LS_CHECK(index >= 0 && index < params.table.rows) << "row " << index;
+  }
+  uploads_.BeginOp();
+  // A step gathers rows of logits in turns from one array, so its address tells nothing.
+  const int32_t* indices = LS_TRY(uploads_.UploadAnew(params.indices));
+  LS_CUDA(LaunchGatherRows(params.table.data, params.table.dtype, params.table.stride, indices,
+                           static_cast<int>(params.indices.size()), params.table.cols,
+                           View(params.out), stream_));
+  return Status();
+}
+
+Status CudaBackend::RmsNorm(const RmsNormParams& params) {
+  LS_CUDA(LaunchRmsNorm(View(params.x), params.weight, params.eps, params.x.rows, params.groups,
+                        static_cast<int>(params.x.cols / params.groups), View(params.y), stream_));
+  return Status();
+}
+
+Status CudaBackend::SiluMul(const SiluMulParams& params) {
+  LS_CUDA(LaunchSiluMul(View(params.x), params.x.rows, params.y.cols, View(params.y), stream_));
+  return Status();
+}
+
+Status CudaBackend::Rope(const RopeParams& params) {
+  LS_CUDA(LaunchRope(View(params.x), params.x.rows, params.num_heads, params.head_dim,
+                     View(params.cos), View(params.sin), stream_));
+  return Status();
+}
+
+}  // namespace lserve

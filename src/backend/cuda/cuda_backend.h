@@ -1,0 +1,79 @@
+// CudaBackend: the ops on one NVIDIA GPU, as kernels on one stream. Ops return when their work is
+// queued; CopyToHost waits for it. Made by backend/registry.h, through MakeCudaBackend.
+#pragma once
+
+#include <cublas_v2.h>
+#include <cuda_runtime_api.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "backend/cuda/device_memory.h"
+#include "backend/cuda/device_views.h"
+#include "backend/cuda/kernels/kernels.h"
+#include "backend/cuda_probe.h"
+
+namespace lserve {
+
+class CudaBackend : public Backend {
+ public:
+  static Result<std::unique_ptr<CudaBackend>> Make(const GpuInfo& gpu);
+  ~CudaBackend() override;
+
+  std::string name() const override { return "cuda"; }
+  std::string description() const override { return Describe(gpu_); }
+  std::optional<DeviceMemory> Memory() const override;
+
+  // All work is queued here; for benches, which capture it.
+  cudaStream_t stream() const { return stream_; }
+
+  // cuda_backend.cc
+  Result<Buffer> Allocate(size_t bytes) override;
+  Status CopyToDevice(void* device, const void* host, size_t bytes) override;
+  Status CopyToHost(void* host, const void* device, size_t bytes) override;
+  Result<Buffer> ImportConstant(std::span<const std::byte> bytes) override;
+  void BeginStep() override { uploads_.BeginStep(); }
+  KvHeadBytes kv_head_bytes(DType dtype, int head_dim) const override;
+  Result<std::unique_ptr<KvStore>> MakeKvStore(const KvLayout& layout,
+                                               const PageId (&max_pages)[kNumWays]) override;
+  Status GatherRows(const GatherRowsParams& params) override;
+  Status RmsNorm(const RmsNormParams& params) override;
+  Status SiluMul(const SiluMulParams& params) override;
+  Status Rope(const RopeParams& params) override;
+
+  // cuda_linear.cc
+  Result<LinearWeight> PackLinear(std::span<const WeightPart> parts,
+                                  int64_t in_features,
+                                  std::span<const float> bias,
+                                  WeightFormat format) override;
+  size_t LinearScratchBytes(const LinearWeight& weight, int64_t rows) const override;
+  Status Linear(const LinearParams& params) override;
+
+  // cuda_attention.cc
+  Status AppendKv(const AppendKvParams& params) override;
+  Status SelectPages(const SelectPagesParams& params) override;
+  Status SelectTiles(const SelectTilesParams& params) override;
+  Status PrefillAttention(const AttentionParams& params) override;
+  Status DecodeAttention(const AttentionParams& params) override;
+
+ private:
+  CudaBackend(GpuInfo gpu, cudaStream_t stream, cublasHandle_t cublas)
+      : gpu_(std::move(gpu)), stream_(stream), cublas_(cublas), uploads_(stream) {}
+
+  Result<const SequenceView*> UploadSequences(std::span<const SequencePages> sequences);
+  Result<AttentionArgs> MakeAttentionArgs(const AttentionParams& params);
+  Status MultiplyRows(const LinearParams& params);    // few rows
+  Status MultiplyMatrix(const LinearParams& params);  // many rows
+
+  GpuInfo gpu_;
+  cudaStream_t stream_;
+  cublasHandle_t cublas_;
+  StepUploads uploads_;
+  DeviceScratch linear_scratch_;     // x as bf16, or a weight as float
+  DeviceScratch attention_scratch_;  // partial results, scores
+};
+
+}  // namespace lserve

@@ -1,0 +1,409 @@
+// decode_attention: rows with few queries against many planned pages.
+//
+//   o = softmax(scale q K^T) V, the heads of a group and the queries of a row together as columns.
+//
+// Bytes: K and V of the planned pages, once per 8 columns; FLOPs per byte of bf16: 2 * columns.
+// Memory is the bound, so the pages go straight from global memory into fragments, 16 bytes per
+// lane and load, with no shared memory between: scores are S^T = K Q^T and outputs O^T = V^T P^T
+// (K and V^T as A, 16 rows; columns as B, 8), and the order of the summed axis is free, so that a
+// lane's 16 bytes of a row are what its fragments hold (see Keys below). P^T becomes the second B by
+// movmatrix. Accumulators: 8 columns of D, a quarter of what rows of 16 queries would take.
+//
+// Grid: x = split, y = slot, z = (row, columns by kColumns). Splits: a row's pages are dealt to
+// min(kMaxSplits, ceil(pages / kWarps)) blocks in contiguous shares, within a block to its warps in
+// turn; both depend on the row's own page count only, and everything is merged in a fixed order.
+#include <algorithm>
+#include <cstdint>
+
+#include "backend/cuda/kernels/kernels.h"
+#include "backend/cuda/kernels/kv_part.cuh"
+#include "backend/cuda/kernels/mma.cuh"
+#include "backend/cuda/kernels/plan.cuh"
+
+namespace lserve {
+namespace {
+
+constexpr int kWarp = 32;
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * kWarp;
+constexpr int kMaxSplits = 32;
+constexpr int kColumns = 8;  // (query, head) pairs of a block: n of the tensor-core tile
+constexpr int kHalfPage = kPageTokens / 2;
+constexpr float kLog2E = 1.4426950408889634f;
+
+__device__ int NumSplits(int num_pages) {
+  return max(1, min(kMaxSplits, (num_pages + kWarps - 1) / kWarps));
+}
+
+// What a warp, a block or a split knows of its columns: sums relative to 2^max.
+template <int D>
+struct Partial {
+  float out[kColumns][D];
+  float max[kColumns];
+  float sum[kColumns];
+};
+
+// The place of a split's partial result.
+template <int D>
+__device__ Partial<D>* PartialAt(std::byte* partials, int z, int slot, int num_slots, int split) {
+  return reinterpret_cast<Partial<D>*>(partials) +
+         (int64_t{z} * num_slots + slot) * kMaxSplits + split;
+}
+
+// Fragments of 32 keys. With r = lane / 4 and j = lane % 4, lane (r, j) holds of tile t (8 keys) the
+// key 8 (r / 2) + 2 t + r % 2, elements 32 c + 8 j .. + 7, and of V^T row d the keys 8 j .. 8 j + 7:
+// pair t of them are the keys that row 2 j and 2 j + 1 of tile t stand for.
+__device__ int KeyOf(int tile, int r) {
+  return 8 * (r / 2) + 2 * tile + r % 2;
+}
+
+template <int D>
+struct WarpState {
+  float out[D / 16][4];  // O^T: rows d = 16 m + r, + 8; columns 2 j, 2 j + 1
+  float max[2];          // of columns 2 j, 2 j + 1, the same in all lanes of a column
+  float sum[2];
+};
+
+__device__ uint32_t Word(const uint4& v, int i) {
+  return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
+
+// Zeroes the halves of a vector of 8 keys from `valid` on.
+__device__ uint4 KeepKeys(uint4 v, int64_t valid) {
+  uint32_t* words = &v.x;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (2 * i >= valid) {
+      words[i] = 0;
+    } else if (2 * i + 1 >= valid) {
+      words[i] &= 0xffffu;
+    }
+  }
+  return v;
+}
+
+// Attends to keys [first_key, first_key + 32), the given half of a page.
+template <KvType T, int D, class Sees>
+__device__ void AttendHalf(const std::byte* kv,
+                           int half,
+                           int64_t valid,  // keys of this half that have been written
+                           float scale_log2,
+                           const uint4 (&q)[D / 32],
+                           bool all_visible,
+                           Sees sees,
+                           WarpState<D>* state) {
+  const int lane = threadIdx.x % kWarp, r = lane / 4, j = lane % 4;
+  const int first = half * kHalfPage;
+  uint4 k[4][D / 32];
+#pragma unroll
+  for (int t = 0; t < 4; ++t) {
+#pragma unroll
+    for (int c = 0; c < D / 32; ++c) {
+      k[t][c] = LoadKey<T>(kv, D, first + KeyOf(t, r), c * 32 + j * 8);
+    }
+  }
+  float2 value_scales[8] = {};
+  if constexpr (T != KvType::kBf16) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      value_scales[i] = __half22float2(Scales<T>(kv, D)[kPageTokens + first + j * 8 + i]);
+    }
+  }
+  const auto load_values = [&](int d) {
+    return LoadEight<T>(kv + HalfBytes<T>(D) + d * ValueRowBytes<T>(), first + j * 8,
+                        [&](int i) { return value_scales[i]; });
+  };
+  uint4 v[D / 8];
+#pragma unroll
+  for (int m = 0; m < D / 16; ++m) {
+    v[2 * m] = load_values(16 * m + r);
+    v[2 * m + 1] = load_values(16 * m + 8 + r);
+  }
+
+  float s[2][4];  // tiles 2 i (elements 0, 1) and 2 i + 1 (elements 2, 3)
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    s[i][0] = s[i][1] = s[i][2] = s[i][3] = 0;
+#pragma unroll
+    for (int c = 0; c < D / 32; ++c) {
+#pragma unroll
+      for (int u = 0; u < 2; ++u) {
+        Mma(s[i], Word(k[2 * i][c], 2 * u), Word(k[2 * i + 1][c], 2 * u),
+            Word(k[2 * i][c], 2 * u + 1), Word(k[2 * i + 1][c], 2 * u + 1), Word(q[c], 2 * u),
+            Word(q[c], 2 * u + 1));
+      }
+    }
+  }
+  if (!all_visible) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        if (!sees(first + KeyOf(2 * i + e / 2, r), 2 * j + e % 2)) s[i][e] = -INFINITY;
+      }
+    }
+    if (valid < kHalfPage) {
+      // Memory past the last token may hold anything, and 0 * NaN is NaN.
+#pragma unroll
+      for (int d = 0; d < D / 8; ++d) v[d] = KeepKeys(v[d], valid - j * 8);
+    }
+  }
+
+#pragma unroll
+  for (int column = 0; column < 2; ++column) {
+    float max = fmaxf(fmaxf(s[0][column], s[0][column + 2]), fmaxf(s[1][column], s[1][column + 2]));
+#pragma unroll
+    for (int offset = 4; offset < kWarp; offset *= 2) {
+      max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, offset));
+    }
+    const float old = state->max[column];
+    const float now = fmaxf(old, max * scale_log2);
+    const float base = now == -INFINITY ? 0.0f : now;
+    const float rescale = Exp2(old - base);
+    state->max[column] = now;
+    state->sum[column] *= rescale;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int e = column; e < 4; e += 2) {
+        s[i][e] = Exp2(fmaf(s[i][e], scale_log2, -base));
+        state->sum[column] += s[i][e];
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < D / 16; ++m) {
+      state->out[m][column] *= rescale;
+      state->out[m][column + 2] *= rescale;
+    }
+  }
+
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t b0 = Transpose(PackBf16(s[i][0], s[i][1]));
+    const uint32_t b1 = Transpose(PackBf16(s[i][2], s[i][3]));
+#pragma unroll
+    for (int m = 0; m < D / 16; ++m) {
+      Mma(state->out[m], Word(v[2 * m], 2 * i), Word(v[2 * m + 1], 2 * i),
+          Word(v[2 * m], 2 * i + 1), Word(v[2 * m + 1], 2 * i + 1), b0, b1);
+    }
+  }
+}
+
+// Merges the warps of a block, in their order, into one partial.
+template <int D>
+__device__ void MergeWarps(const WarpState<D>& state, Partial<D>* shared, Partial<D>* to) {
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, r = lane / 4, j = lane % 4;
+  Partial<D>& mine = shared[warp];
+#pragma unroll
+  for (int column = 0; column < 2; ++column) {
+    float sum = state.sum[column];
+#pragma unroll
+    for (int offset = 4; offset < kWarp; offset *= 2) {
+      sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+    }
+    if (r == 0) {
+      mine.max[2 * j + column] = state.max[column];
+      mine.sum[2 * j + column] = sum;
+    }
+#pragma unroll
+    for (int m = 0; m < D / 16; ++m) {
+      mine.out[2 * j + column][16 * m + r] = state.out[m][column];
+      mine.out[2 * j + column][16 * m + 8 + r] = state.out[m][column + 2];
+    }
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < kColumns * D; i += kThreads) {
+    const int column = i / D, d = i % D;
+    float max = -INFINITY;
+    for (int w = 0; w < kWarps; ++w) max = fmaxf(max, shared[w].max[column]);
+    const float base = max == -INFINITY ? 0.0f : max;
+    float out = 0, sum = 0;
+    for (int w = 0; w < kWarps; ++w) {
+      const float weight = Exp2(shared[w].max[column] - base);
+      out += weight * shared[w].out[column][d];
+      sum += weight * shared[w].sum[column];
+    }
+    to->out[column][d] = out;
+    if (d == 0) {
+      to->max[column] = max;
+      to->sum[column] = sum;
+    }
+  }
+}
+
+// What a block works on, shared by the kernel and the merge of splits.
+struct Work {
+  PlanRow row;
+  int column = 0;  // first (query, head) pair
+  int num_columns = 0;
+  RowPages pages;
+  int num_pages = 0;
+  bool any = false;
+};
+
+__device__ Work FindWork(const AttentionArgs& args, int chunks, int z, int slot) {
+  Work work;
+  work.row = args.plan.rows[z / chunks];
+  const WayView& way = args.layer.ways[static_cast<int>(work.row.way)];
+  if (slot >= way.num_slots || (work.row.slot != kAllSlots && work.row.slot != slot)) return work;
+  work.column = z % chunks * kColumns;
+  work.num_columns = work.row.num_queries * args.layer.group - work.column;
+  if (work.num_columns <= 0) return work;
+  work.pages = PagesOf(args.plan, work.row, way.first_entry + slot);
+  work.num_pages = CountPages(work.pages);
+  work.any = true;
+  return work;
+}
+
+template <KvType T, int D>
+__global__ void __launch_bounds__(kThreads, 1)
+    DecodeAttentionKernel(AttentionArgs args, int chunks, std::byte* partials) {
+  extern __shared__ uint4 raw_shared[];
+  const int split = blockIdx.x, slot = blockIdx.y, z = blockIdx.z;
+  const Work work = FindWork(args, chunks, z, slot);
+  const int num_splits = NumSplits(work.num_pages);
+  if (!work.any || split >= num_splits) return;
+  const PlanRow& row = work.row;
+  const int way_index = static_cast<int>(row.way);
+  const WayView& way = args.layer.ways[way_index];
+  const PageId* table = args.sequences[row.sequence].pages[way_index];
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, r = lane / 4, j = lane % 4;
+  const int group = args.layer.group;
+
+  // Column n of the tile: query (column + n) / group, head (column + n) % group.
+  uint4 q[D / 32] = {};
+  if (r < work.num_columns) {
+    const int n = work.column + r;
+    const float* from = args.q.data + (row.first_query + n / group) * args.q.stride +
+                        (way.heads[slot] * group + n % group) * D;
+#pragma unroll
+    for (int c = 0; c < D / 32; ++c) {
+      const float* at = from + c * 32 + j * 8;
+      q[c] = {PackBf16(at[0], at[1]), PackBf16(at[2], at[3]), PackBf16(at[4], at[5]),
+              PackBf16(at[6], at[7])};
+    }
+  }
+
+  WarpState<D> state;
+#pragma unroll
+  for (int m = 0; m < D / 16; ++m) {
+    state.out[m][0] = state.out[m][1] = state.out[m][2] = state.out[m][3] = 0;
+  }
+  state.max[0] = state.max[1] = -INFINITY;
+  state.sum[0] = state.sum[1] = 0;
+
+  const Mask mask = {row.sink_end, row.window};
+  const int64_t last_position = row.first_position + row.num_queries - 1;
+  const float scale_log2 = args.scale * kLog2E;
+  const int begin = static_cast<int>(int64_t{work.num_pages} * split / num_splits);
+  const int end = static_cast<int>(int64_t{work.num_pages} * (split + 1) / num_splits);
+  PageCursor cursor(work.pages);
+  cursor.Skip(begin + warp);
+  for (int i = begin + warp; i < end; i += kWarps) {
+    const PageIdx page = cursor.Next();
+    cursor.Skip(kWarps - 1);
+    const std::byte* kv = way.kv + table[page] * way.page_stride + slot * way.kv_bytes;
+    const int64_t first_key = int64_t{page} * kPageTokens;
+    const bool all = mask.SeesAll(row.first_position, last_position, page);
+    const auto sees = [&](int key, int column) {
+      return mask.Sees(row.first_position + (work.column + column) / group, first_key + key);
+    };
+#pragma unroll 1
+    for (int half = 0; half < 2; ++half) {
+      const int64_t valid = last_position + 1 - first_key - half * kHalfPage;
+      AttendHalf<T, D>(kv, half, valid, scale_log2, q, all, sees, &state);
+    }
+  }
+  const int num_slots = gridDim.y;
+  MergeWarps(state, reinterpret_cast<Partial<D>*>(raw_shared),
+             PartialAt<D>(partials, z, slot, num_slots, split));
+}
+
+// One block per (slot, row, columns): merges the splits in their order and divides.
+template <int D>
+__global__ void MergeSplitsKernel(AttentionArgs args, int chunks, std::byte* partials) {
+  const int slot = blockIdx.x, z = blockIdx.y;
+  const Work work = FindWork(args, chunks, z, slot);
+  if (!work.any) return;
+  const int num_splits = NumSplits(work.num_pages);
+  const Partial<D>* parts = PartialAt<D>(partials, z, slot, gridDim.x, 0);
+  const WayView& way = args.layer.ways[static_cast<int>(work.row.way)];
+  for (int i = threadIdx.x; i < min(kColumns, work.num_columns) * D; i += blockDim.x) {
+    const int column = i / D, d = i % D;
+    float max = -INFINITY;
+    for (int s = 0; s < num_splits; ++s) max = fmaxf(max, parts[s].max[column]);
+    const float base = max == -INFINITY ? 0.0f : max;
+    float out = 0, sum = 0;
+    for (int s = 0; s < num_splits; ++s) {
+      const float weight = Exp2(parts[s].max[column] - base);
+      out += weight * parts[s].out[column][d];
+      sum += weight * parts[s].sum[column];
+    }
+    const int n = work.column + column, group = args.layer.group;
+    args.out.data[(work.row.first_query + n / group) * args.out.stride +
+                  (way.heads[slot] * group + n % group) * D + d] = sum == 0.0f ? 0.0f : out / sum;
+  }
+}
+
+int NumSlots(const AttentionArgs& args) {
+  return std::max(args.layer.ways[0].num_slots, args.layer.ways[1].num_slots);
+}
+
+int NumChunks(const AttentionArgs& args, int max_queries) {
+  return (max_queries * args.layer.group + kColumns - 1) / kColumns;
+}
+
+template <KvType T, int D>
+cudaError_t Launch(const AttentionArgs& args,
+                   int max_queries,
+                   std::byte* partials,
+                   cudaStream_t stream) {
+  const auto kernel = DecodeAttentionKernel<T, D>;
+  constexpr int kSharedBytes = static_cast<int>(sizeof(Partial<D>)) * kWarps;
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+  if (error != cudaSuccess) return error;
+  const int chunks = NumChunks(args, max_queries);
+  const unsigned slots = static_cast<unsigned>(NumSlots(args));
+  const unsigned z = static_cast<unsigned>(args.plan.num_rows * chunks);
+  kernel<<<dim3(kMaxSplits, slots, z), kThreads, kSharedBytes, stream>>>(args, chunks, partials);
+  MergeSplitsKernel<D><<<dim3(slots, z), kThreads, 0, stream>>>(args, chunks, partials);
+  return cudaGetLastError();
+}
+
+template <KvType T>
+cudaError_t LaunchType(const AttentionArgs& args,
+                       int max_queries,
+                       std::byte* partials,
+                       cudaStream_t stream) {
+  switch (args.layer.head_dim) {
+    case 32: return Launch<T, 32>(args, max_queries, partials, stream);
+    case 64: return Launch<T, 64>(args, max_queries, partials, stream);
+    case 96: return Launch<T, 96>(args, max_queries, partials, stream);
+    case 128: return Launch<T, 128>(args, max_queries, partials, stream);
+    default: return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace
+
+size_t DecodePartialBytes(const AttentionArgs& args, int max_queries) {
+  const size_t partial = sizeof(float) * kColumns * static_cast<size_t>(args.layer.head_dim + 2);
+  return partial * kMaxSplits * static_cast<size_t>(NumSlots(args)) *
+         static_cast<size_t>(args.plan.num_rows * NumChunks(args, max_queries));
+}
+
+cudaError_t LaunchDecodeAttention(const AttentionArgs& args,
+                                  int max_queries,
+                                  std::byte* partials,
+                                  cudaStream_t stream) {
+  if (args.plan.num_rows == 0) return cudaSuccess;
+  switch (args.dtype) {
+    case DType::kBf16: return LaunchType<KvType::kBf16>(args, max_queries, partials, stream);
+    case DType::kInt8: return LaunchType<KvType::kInt8>(args, max_queries, partials, stream);
+    case DType::kInt4: return LaunchType<KvType::kInt4>(args, max_queries, partials, stream);
+    default: return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace lserve

@@ -1,0 +1,16 @@
+// Makes the CUDA backend. Two implementations, as for the probe: cuda/cuda_backend.cc, and no_cuda.cc
+// in builds without CUDA.
+#pragma once
+
+#include <memory>
+
+#include "backend/backend.h"
+#include "backend/cuda_probe.h"
+#include "base/status.h"
+
+namespace lserve {
+
+// kUnsupported for a GPU that is too old, or in a build without CUDA.
+Result<std::unique_ptr<Backend>> MakeCudaBackend(const GpuInfo& gpu);
+
+}  // namespace lserve
