@@ -148,8 +148,10 @@ std::string EngineTableRow(const EngineTest& test, const CpuCeilings& ceilings) 
       {test.name, test.arm, Short(rate.median), StrCat(Short(rate.min), " - ", Short(rate.max)),
        test.first_token_ms.median > 0 ? Milliseconds(test.first_token_ms.median) : "-",
        prefill ? "-" : Short(test.ms_per_token), FormatBytes(test.kv_bytes),
-       Percent(test.attention_share),
-       StrCat(Percent(test.share_of(ceilings)), prefill ? " FLOP" : " read"),
+       test.attention_share > 0 ? Percent(test.attention_share) : "-",
+       test.share_of(ceilings) > 0
+           ? StrCat(Percent(test.share_of(ceilings)), prefill ? " FLOP" : " read")
+           : "-",
        FormatFixed(Summarize(test.cores).median, 2),
        Percent(gauge / std::max(ceilings.dot_flop_s(), 1.0)), FormatFixed(test.load_average, 1)});
 }

@@ -93,6 +93,8 @@ void AddMemoryFlags(FlagSet& flags, EngineFlags& out) {
                 "CPU threads; 0: every core this process may use");
   flags.Choice("--cpu-isa", config.cpu_isa, {"auto", "generic", "avx2", "avx512", "avx512bf16"},
                "instruction set of the CPU kernels; for comparisons");
+  flags.Choice("--cuda-kernels", config.kernels, {"auto", "sm80", "sm90"},
+               "attention kernels of a GPU; auto: the newest it has. For comparisons");
   flags.Number("--gpu-memory-utilization,--mem-fraction-static", config.gpu_memory_utilization, 0, 1,
                "SHARE", "share of a GPU's memory that may be filled; the KV cache takes what weights and "
                "workspace leave of it");

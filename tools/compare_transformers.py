@@ -35,7 +35,22 @@ def make_checkpoint(folder, layers, vocab):
         layer.self_attn.q_proj.weight.data *= 3
         layer.self_attn.k_proj.weight.data *= 3
     model.save_pretrained(folder)
-    return model.eval()
+
+
+def load(folder, dtype):
+    # Not model.to(dtype): that rounds the rotary frequencies too.
+    return transformers.LlamaForCausalLM.from_pretrained(folder, dtype=dtype).cuda().eval()
+
+
+def attention_by_head(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
+    """Causal attention in the tensors' own type, a head at a time: all scores at once do not fit."""
+    group = query.shape[1] // key.shape[1]
+    out = torch.empty_like(query)
+    future = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool, device=query.device).triu(1)
+    for head in range(query.shape[1]):
+        scores = query[0, head] @ key[0, head // group].T * scaling
+        out[0, head] = scores.masked_fill_(future, float("-inf")).softmax(-1) @ value[0, head // group]
+    return out.transpose(1, 2), None
 
 
 @torch.no_grad()
@@ -55,12 +70,15 @@ def main():
     failed = False
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        model = make_checkpoint(folder / "model", args.layers, args.vocab)
+        make_checkpoint(folder / "model", args.layers, args.vocab)
+        model = load(folder / "model", torch.bfloat16)
         lengths = [int(n) for n in args.tokens.split(",")]
         prompts = [torch.randint(0, args.vocab, (n,), generator=torch.Generator().manual_seed(n)).cuda()
                    for n in lengths]
         half = [logits_of(model, p) for p in prompts]
-        exact_model = model.float()
+        transformers.AttentionInterface.register("by_head", attention_by_head)
+        exact_model = load(folder / "model", torch.float32)
+        exact_model.set_attn_implementation("by_head")
         exact = [logits_of(exact_model, p) for p in prompts]
         del model, exact_model
         torch.cuda.empty_cache()

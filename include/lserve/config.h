@@ -22,6 +22,8 @@ struct EngineConfig {
   int num_threads = 0;
   // auto, generic, avx2, avx512, avx512bf16: forces a path; for tests and comparisons.
   std::string cpu_isa = "auto";
+  // Attention kernels of a GPU: auto (the newest it has), sm80, sm90; for comparisons.
+  std::string kernels = "auto";
 
   // Defaults of requests that bring no settings of their own.
   AttentionSettings attention;

@@ -66,6 +66,7 @@ struct PlanRow {
 // every tile of queries has one, for the step.
 struct SelectionTable {
   int capacity = 0;
+  int max_pages = 0;        // that a list names at most, for sizing a launch; 0: not known
   int* num_runs = nullptr;  // [num_entries]
   PageRun* runs = nullptr;  // [num_entries, capacity]
 

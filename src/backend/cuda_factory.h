@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "backend/backend.h"
 #include "backend/cuda_probe.h"
@@ -10,7 +11,7 @@
 
 namespace lserve {
 
-// kUnsupported for a GPU that is too old, or in a build without CUDA.
-Result<std::unique_ptr<Backend>> MakeCudaBackend(const GpuInfo& gpu);
+// `kernels`: auto, sm80 or sm90. kUnsupported for a GPU that is too old, or in a build without CUDA.
+Result<std::unique_ptr<Backend>> MakeCudaBackend(const GpuInfo& gpu, const std::string& kernels);
 
 }  // namespace lserve

@@ -3,7 +3,8 @@
 
 namespace lserve {
 
-Result<std::unique_ptr<Backend>> MakeCudaBackend(const GpuInfo& /*gpu*/) {
+Result<std::unique_ptr<Backend>> MakeCudaBackend(const GpuInfo& /*gpu*/,
+                                                const std::string& /*kernels*/) {
   return ProbeGpus().status();
 }
 

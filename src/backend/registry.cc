@@ -12,11 +12,11 @@ namespace lserve {
 namespace {
 
 // `device` is cuda or cuda:N.
-Result<std::unique_ptr<Backend>> MakeCuda(const std::string& device) {
+Result<std::unique_ptr<Backend>> MakeCuda(const std::string& device, const std::string& kernels) {
   const std::vector<GpuInfo> gpus = LS_TRY(ProbeGpus());
   const std::string number = device == "cuda" ? "0" : device.substr(std::string("cuda:").size());
   for (const GpuInfo& gpu : gpus) {
-    if (StrCat(gpu.index) == number) return MakeCudaBackend(gpu);
+    if (StrCat(gpu.index) == number) return MakeCudaBackend(gpu, kernels);
   }
   return Status(Code::kNotFound, StrCat("--device ", device, ": this machine has ", gpus.size(),
                                         " GPU(s), expected cuda:0 to cuda:", gpus.size() - 1));
@@ -41,7 +41,7 @@ Result<std::unique_ptr<Backend>> MakeBackend(const BackendConfig& config) {
     return std::unique_ptr<Backend>(std::move(backend));
   }
   if (config.device == "cuda" || config.device.starts_with("cuda:")) {
-    return MakeCuda(config.device);
+    return MakeCuda(config.device, config.kernels);
   }
   return Status(Code::kInvalidArgument,
                 StrCat("--device ", config.device, ": expected auto, cpu or cuda[:N]"));

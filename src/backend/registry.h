@@ -13,6 +13,7 @@ struct BackendConfig {
   std::string device = "auto";   // auto, cpu, cuda[:N], reference
   int num_threads = 0;           // 0: every core this process may use
   std::string cpu_isa = "auto";  // auto, generic, avx2, avx512, avx512bf16
+  std::string kernels = "auto";  // of a GPU: auto, sm80, sm90
 };
 
 Result<std::unique_ptr<Backend>> MakeBackend(const BackendConfig& config);

@@ -229,6 +229,7 @@ Status Engine::Impl::AllocateSelection(Sequence* sequence) {
   sequence->selection_memory = LS_TRY(parts_.backend->Allocate(count_bytes + run_bytes));
   std::byte* memory = sequence->selection_memory.as<std::byte>();
   sequence->selection.table = {.capacity = capacity,
+                               .max_pages = BudgetPages(sequence->attention),
                                .num_runs = reinterpret_cast<int*>(memory),
                                .runs = reinterpret_cast<PageRun*>(memory + count_bytes)};
   return Status();
@@ -320,7 +321,7 @@ Result<Engine::Impl::HostLists> Engine::Impl::CopyLists(const SelectionTable& ta
   LS_TRY(parts_.backend->CopyToHost(lists.runs.data(), table.runs,
                                     lists.runs.size() * sizeof(PageRun)));
   lists.table = {
-      .capacity = table.capacity, .num_runs = lists.num_runs.data(), .runs = lists.runs.data()};
+      .capacity = table.capacity, .max_pages = table.max_pages, .num_runs = lists.num_runs.data(), .runs = lists.runs.data()};
   return lists;
 }
 

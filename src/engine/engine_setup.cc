@@ -220,7 +220,8 @@ Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) 
   }
   if (!in_memory) parts.tokenizer = LS_TRY(LoadTokenizer(config.model_dir));
   parts.backend = LS_TRY(MakeBackend(
-      {.device = config.device, .num_threads = config.num_threads, .cpu_isa = config.cpu_isa}));
+      {.device = config.device, .num_threads = config.num_threads, .cpu_isa = config.cpu_isa,
+       .kernels = config.kernels}));
   if (inputs.wrap_backend) parts.backend = inputs.wrap_backend(std::move(parts.backend));
   const std::optional<StreamingHeadsFile> no_heads;
   const HeadKinds kinds = LS_TRY(

@@ -56,9 +56,11 @@ inline std::vector<Subject> Subjects() {
                         .config = config,
                         .rounds_weights = std::string(isa) == "avx512bf16"});
   }
-  const BackendConfig cuda = {.device = "cuda"};
-  if (MakeBackend(cuda).ok()) {
-    subjects.push_back({.name = "cuda", .config = cuda, .rounds_weights = true});
+  for (const char* kernels : {"sm80", "sm90"}) {
+    const BackendConfig cuda = {.device = "cuda", .kernels = kernels};
+    if (!MakeBackend(cuda).ok()) continue;
+    subjects.push_back(
+        {.name = StrCat("cuda_", kernels), .config = cuda, .rounds_weights = true});
   }
   return subjects;
 }

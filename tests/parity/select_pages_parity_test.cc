@@ -191,8 +191,8 @@ TEST_P(SelectParity, TiesGoToTheLowerPage) {
 
 TEST_P(SelectParity, BudgetsAtTheEdges) {
   const std::unique_ptr<Backend> backend = Make(subject());
-  const KvShape shape = Shape(16, 2, {8 * 64 - 3});
-  KvHarness cache(*backend, shape, RandomTokens(34, 16));
+  const KvShape shape = Shape(32, 2, {8 * 64 - 3});
+  KvHarness cache(*backend, shape, RandomTokens(34, 32));
   cache.Fill();
   const std::vector<float> q = RandomFloats(35, shape.q_cols());
   using Runs = std::vector<PageRun>;

@@ -14,10 +14,10 @@ namespace {
 // Scratch for the scores of one launch of SelectTiles; more requests take more launches.
 constexpr size_t kMaxTileScoreBytes = size_t{256} << 20;
 
-// Pages a row reads, as far as the host knows; a selected list counts as its newest pages.
-int64_t Cost(const PagePlan& plan, const PlanRow& row) {
-  int64_t pages = row.newest.last - row.newest.first;
-  if (row.selection != kNoSelection) return pages + row.newest.first / 4;
+// Pages a row reads; of a selected list, whose length only the device knows, `selected`.
+int NumPages(const PagePlan& plan, const PlanRow& row, int selected) {
+  int pages = row.newest.last - row.newest.first;
+  if (row.selection != kNoSelection) return pages + selected;
   for (int i = 0; i < row.num_runs; ++i) {
     const PageRun& run = plan.runs[static_cast<size_t>(row.first_run + i)];
     pages += std::max(0, std::min(run.last, row.newest.first) - run.first);
@@ -25,10 +25,20 @@ int64_t Cost(const PagePlan& plan, const PlanRow& row) {
   return pages;
 }
 
-// Rows by falling cost, so that short ones fill the end of the grid.
+int MostPages(const PagePlan& plan, const PlanRow& row) {
+  int listed = row.newest.first;
+  if (row.selection != kNoSelection) {
+    const int most = plan.selections[static_cast<size_t>(row.selection)].max_pages;
+    if (most > 0) listed = std::min(listed, most);
+  }
+  return NumPages(plan, row, listed);
+}
+
+// Rows by falling number of pages (a list is taken for a quarter of what it chooses from), so that
+// short ones fill the end of the grid.
 std::vector<int> LongestFirst(const PagePlan& plan) {
-  std::vector<int64_t> costs;
-  for (const PlanRow& row : plan.rows) costs.push_back(Cost(plan, row));
+  std::vector<int> costs;
+  for (const PlanRow& row : plan.rows) costs.push_back(NumPages(plan, row, row.newest.first / 4));
   std::vector<int> order(plan.rows.size());
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
@@ -130,17 +140,30 @@ Result<AttentionArgs> CudaBackend::MakeAttentionArgs(const AttentionParams& para
 Status CudaBackend::PrefillAttention(const AttentionParams& params) {
   for (const PlanRow& row : params.plan->rows) LS_CHECK_LE(row.num_queries, kTileTokens);
   const AttentionArgs args = LS_TRY(MakeAttentionArgs(params));
+  if (kernels_ == CudaKernels::kSm90) {
+    auto& store = const_cast<CudaKvStore&>(static_cast<const CudaKvStore&>(*params.store));
+    const PrefillMaps* maps = LS_TRY(store.Maps(params.layer));
+    if (maps != nullptr) {
+      LS_CUDA(LaunchPrefillAttentionSm90(args, *maps, stream_));
+      return Status();
+    }
+  }
   LS_CUDA(LaunchPrefillAttention(args, stream_));
   return Status();
 }
 
 Status CudaBackend::DecodeAttention(const AttentionParams& params) {
-  int max_queries = 0;
-  for (const PlanRow& row : params.plan->rows) max_queries = std::max(max_queries, row.num_queries);
+  const PagePlan& plan = *params.plan;
+  DecodeLimits limits;
+  for (const PlanRow& row : plan.rows) {
+    LS_CHECK_LE(row.newest.last, kMaxDecodePages);
+    limits.num_queries = std::max(limits.num_queries, row.num_queries);
+    limits.num_pages = std::max(limits.num_pages, MostPages(plan, row));
+  }
   const AttentionArgs args = LS_TRY(MakeAttentionArgs(params));
   std::byte* partials =
-      LS_TRY(attention_scratch_.Get(DecodePartialBytes(args, max_queries), stream_));
-  LS_CUDA(LaunchDecodeAttention(args, max_queries, partials, stream_));
+      LS_TRY(attention_scratch_.Get(DecodePartialBytes(args, limits), stream_));
+  LS_CUDA(LaunchDecodeAttention(args, limits, partials, stream_));
   return Status();
 }
 

@@ -2,13 +2,12 @@
 // head_dim 128, half of the KV heads streaming): prefill dense, half streaming and with seeded block
 // lists; decode dense and selected, with selection. Decode ops are captured in a graph of several
 // layers, whose pages do not all fit the L2 cache, and replayed. One line per figure; with
-// `--json FILE` also JSON Lines. No arguments are needed: docs/kernels/cuda_attention.md.
+// a file name also JSON Lines. `cuda_attention_bench [auto|sm80|sm90 [JSON_FILE]]`.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <cstring>
 #include <fstream>
 #include <functional>
 #include <string>
@@ -274,6 +273,7 @@ class Bench {
       std::byte* at = tables.as<std::byte>() + table_bytes * static_cast<size_t>(s);
       const SelectionTable table = {
           .capacity = capacity,
+          .max_pages = kBudgetPages,
           .num_runs = reinterpret_cast<int*>(at + sizeof(PageRun) * static_cast<size_t>(entries * capacity)),
           .runs = reinterpret_cast<PageRun*>(at)};
       requests.push_back({.sequence = s,
@@ -399,9 +399,9 @@ class Bench {
   Buffer q_, out_;
 };
 
-Status Main(const std::string& json) {
+Status Main(const std::string& kernels, const std::string& json) {
   const GpuInfo gpu = LS_TRY(ProbeGpus()).front();
-  Bench bench(LS_TRY(CudaBackend::Make(gpu)), gpu, json);
+  Bench bench(LS_TRY(CudaBackend::Make(gpu, kernels)), gpu, json);
   return bench.Run();
 }
 
@@ -409,12 +409,11 @@ Status Main(const std::string& json) {
 }  // namespace lserve
 
 int main(int argc, char** argv) {
-  const bool has_json = argc == 3 && std::strcmp(argv[1], "--json") == 0;
-  if (argc != 1 && !has_json) {
-    std::fprintf(stderr, "usage: %s [--json FILE]\n", argv[0]);
+  if (argc > 3) {
+    std::fprintf(stderr, "usage: %s [auto|sm80|sm90 [JSON_FILE]]\n", argv[0]);
     return 2;
   }
-  const lserve::Status status = lserve::Main(has_json ? argv[2] : "");
+  const lserve::Status status = lserve::Main(argc > 1 ? argv[1] : "auto", argc > 2 ? argv[2] : "");
   if (status.ok()) return 0;
   std::fprintf(stderr, "%s\n", status.message().c_str());
   return 1;

@@ -25,11 +25,12 @@ size_t RoundUp(size_t bytes, size_t multiple) {
 
 }  // namespace
 
-Result<std::unique_ptr<Backend>> MakeCudaBackend(const GpuInfo& gpu) {
-  return std::unique_ptr<Backend>(LS_TRY(CudaBackend::Make(gpu)));
+Result<std::unique_ptr<Backend>> MakeCudaBackend(const GpuInfo& gpu, const std::string& kernels) {
+  return std::unique_ptr<Backend>(LS_TRY(CudaBackend::Make(gpu, kernels)));
 }
 
-Result<std::unique_ptr<CudaBackend>> CudaBackend::Make(const GpuInfo& gpu) {
+Result<std::unique_ptr<CudaBackend>> CudaBackend::Make(const GpuInfo& gpu,
+                                                       const std::string& kernels) {
   constexpr int kFirstSupported = 8;  // bf16 tensor cores and cp.async
   if (gpu.compute_major < kFirstSupported) {
     return Status(Code::kUnsupported,
@@ -37,12 +38,21 @@ Result<std::unique_ptr<CudaBackend>> CudaBackend::Make(const GpuInfo& gpu) {
                          gpu.compute_minor,
                          ", expected sm_80 (Ampere) or newer; use --device cpu"));
   }
+  const bool hopper = gpu.compute_major == 9;
+  if (kernels != "auto" && kernels != "sm80" && !(kernels == "sm90" && hopper)) {
+    return Status(Code::kInvalidArgument,
+                  StrCat("--cuda-kernels ", kernels, ": expected auto, sm80",
+                         hopper ? " or sm90" : "; sm90 needs a Hopper GPU, and this is sm_",
+                         hopper ? "" : StrCat(gpu.compute_major, gpu.compute_minor)));
+  }
+  const CudaKernels chosen =
+      hopper && kernels != "sm80" ? CudaKernels::kSm90 : CudaKernels::kSm80;
   LS_CUDA(cudaSetDevice(gpu.index));
   cudaStream_t stream = nullptr;
   LS_CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   cublasHandle_t cublas = nullptr;
   LS_CUBLAS(cublasCreate(&cublas));
-  std::unique_ptr<CudaBackend> backend(new CudaBackend(gpu, stream, cublas));
+  std::unique_ptr<CudaBackend> backend(new CudaBackend(gpu, chosen, stream, cublas));
   LS_CUBLAS(cublasSetStream(cublas, stream));
   return backend;
 }
@@ -51,6 +61,10 @@ CudaBackend::~CudaBackend() {
   static_cast<void>(cudaStreamSynchronize(stream_));
   static_cast<void>(cublasDestroy(cublas_));
   static_cast<void>(cudaStreamDestroy(stream_));
+}
+
+std::string CudaBackend::description() const {
+  return StrCat(Describe(gpu_), ", ", kernels_ == CudaKernels::kSm90 ? "sm90" : "sm80", " kernels");
 }
 
 std::optional<DeviceMemory> CudaBackend::Memory() const {

@@ -18,13 +18,16 @@
 
 namespace lserve {
 
+// Which attention kernels run; the newest that the GPU has, unless the user says otherwise.
+enum class CudaKernels { kSm80, kSm90 };
+
 class CudaBackend : public Backend {
  public:
-  static Result<std::unique_ptr<CudaBackend>> Make(const GpuInfo& gpu);
+  static Result<std::unique_ptr<CudaBackend>> Make(const GpuInfo& gpu, const std::string& kernels);
   ~CudaBackend() override;
 
   std::string name() const override { return "cuda"; }
-  std::string description() const override { return Describe(gpu_); }
+  std::string description() const override;
   std::optional<DeviceMemory> Memory() const override;
 
   // All work is queued here; for benches, which capture it.
@@ -60,8 +63,12 @@ class CudaBackend : public Backend {
   Status DecodeAttention(const AttentionParams& params) override;
 
  private:
-  CudaBackend(GpuInfo gpu, cudaStream_t stream, cublasHandle_t cublas)
-      : gpu_(std::move(gpu)), stream_(stream), cublas_(cublas), uploads_(stream) {}
+  CudaBackend(GpuInfo gpu, CudaKernels kernels, cudaStream_t stream, cublasHandle_t cublas)
+      : gpu_(std::move(gpu)),
+        kernels_(kernels),
+        stream_(stream),
+        cublas_(cublas),
+        uploads_(stream) {}
 
   Result<const SequenceView*> UploadSequences(std::span<const SequencePages> sequences);
   Result<AttentionArgs> MakeAttentionArgs(const AttentionParams& params);
@@ -69,6 +76,7 @@ class CudaBackend : public Backend {
   Status MultiplyMatrix(const LinearParams& params);  // many rows
 
   GpuInfo gpu_;
+  CudaKernels kernels_;
   cudaStream_t stream_;
   cublasHandle_t cublas_;
   StepUploads uploads_;

@@ -34,18 +34,20 @@ struct Driver {
   PFN_cuMemMap_v10020 map = nullptr;
   PFN_cuMemUnmap_v10020 unmap = nullptr;
   PFN_cuMemSetAccess_v10020 set_access = nullptr;
+  PFN_cuTensorMapEncodeTiled_v12000 encode_tiled = nullptr;
 };
 
+// `version`: of the CUDA that brought the function, 1000 * major + 10 * minor.
 template <class F>
-Status Find(const char* name, F* function) {
+Status Find(const char* name, unsigned version, F* function) {
   void* address = nullptr;
   cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-  // 10.2 is where all of these appeared.
-  LS_CUDA(cudaGetDriverEntryPointByVersion(name, &address, 10020, cudaEnableDefault, &found));
+  LS_CUDA(cudaGetDriverEntryPointByVersion(name, &address, version, cudaEnableDefault, &found));
   if (found != cudaDriverEntryPointSuccess) {
     return Status(Code::kUnsupported,
                   StrCat("the GPU's driver has no ", name,
-                         ", expected one for CUDA 10.2 or newer; update the driver"));
+                         ", expected one for CUDA ", version / 1000, ".", version % 1000 / 10,
+                         " or newer; update the driver"));
   }
   *function = reinterpret_cast<F>(address);
   return Status();
@@ -53,14 +55,15 @@ Status Find(const char* name, F* function) {
 
 Result<Driver> FindDriver() {
   Driver d;
-  LS_TRY(Find("cuMemGetAllocationGranularity", &d.granularity));
-  LS_TRY(Find("cuMemAddressReserve", &d.reserve));
-  LS_TRY(Find("cuMemAddressFree", &d.free));
-  LS_TRY(Find("cuMemCreate", &d.create));
-  LS_TRY(Find("cuMemRelease", &d.release));
-  LS_TRY(Find("cuMemMap", &d.map));
-  LS_TRY(Find("cuMemUnmap", &d.unmap));
-  LS_TRY(Find("cuMemSetAccess", &d.set_access));
+  LS_TRY(Find("cuMemGetAllocationGranularity", 10020, &d.granularity));
+  LS_TRY(Find("cuMemAddressReserve", 10020, &d.reserve));
+  LS_TRY(Find("cuMemAddressFree", 10020, &d.free));
+  LS_TRY(Find("cuMemCreate", 10020, &d.create));
+  LS_TRY(Find("cuMemRelease", 10020, &d.release));
+  LS_TRY(Find("cuMemMap", 10020, &d.map));
+  LS_TRY(Find("cuMemUnmap", 10020, &d.unmap));
+  LS_TRY(Find("cuMemSetAccess", 10020, &d.set_access));
+  LS_TRY(Find("cuTensorMapEncodeTiled", 12000, &d.encode_tiled));
   return d;
 }
 
@@ -226,6 +229,56 @@ void CudaKvStore::CopyPage(Way way, PageId from, PageId to, int num_tokens) {
     static_cast<void>(LaunchRebuildStats(View(layer, 1).ways[Index(way)], layout().dtype,
                                          layout().head_dim, to, num_tokens, stream_));
   }
+}
+
+namespace {
+
+// A map of bf16 elements whose boxes are swizzled rows of 64. `strides`: in bytes, of all
+// dimensions but the first.
+template <size_t kRank>
+Status EncodeMap(std::byte* base,
+                 const cuuint64_t (&sizes)[kRank],
+                 const cuuint64_t (&strides)[kRank - 1],
+                 const cuuint32_t (&box)[kRank],
+                 CUtensorMap* map) {
+  cuuint32_t steps[kRank];
+  std::fill_n(steps, kRank, 1u);
+  return DriverStatus(
+      TheDriver().encode_tiled(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kRank, base, sizes, strides,
+                               box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                               CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                               CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
+      "cuTensorMapEncodeTiled");
+}
+
+}  // namespace
+
+Result<const PrefillMaps*> CudaKvStore::Maps(int layer) {
+  if (!HasSm90Prefill(layout().dtype, layout().head_dim)) {
+    return static_cast<const PrefillMaps*>(nullptr);
+  }
+  maps_.resize(static_cast<size_t>(layout().num_layers));
+  std::unique_ptr<PrefillMaps>& maps = maps_[static_cast<size_t>(layer)];
+  if (maps != nullptr) return static_cast<const PrefillMaps*>(maps.get());
+  auto made = std::make_unique<PrefillMaps>();
+  const LayerView view = View(layer, 1);
+  constexpr cuuint64_t kRow = 64, kRowBytes = kRow * sizeof(uint16_t);
+  static_assert(kPageTokens == kRow, "a row of V^T is a swizzled row");
+  const cuuint64_t dim = static_cast<cuuint64_t>(layout().head_dim);
+  for (const Way w : kWays) {
+    const WayView& way = view.ways[Index(w)];
+    if (way.num_slots == 0) continue;
+    const cuuint64_t slots = static_cast<cuuint64_t>(way.num_slots);
+    const cuuint64_t pages = regions_[Index(w)].bytes / way.page_stride;
+    LS_TRY(EncodeMap<5>(way.kv, {kRow, kPageTokens, dim / kRow, slots, pages},
+                        {dim * sizeof(uint16_t), kRowBytes, way.kv_bytes, way.page_stride},
+                        {kRow, kPageTokens, 1, 1, 1}, &made->keys[Index(w)]));
+    LS_TRY(EncodeMap<4>(way.kv + kPageTokens * dim * sizeof(uint16_t), {kRow, dim, slots, pages},
+                        {kRowBytes, way.kv_bytes, way.page_stride},
+                        {kRow, static_cast<cuuint32_t>(dim), 1, 1}, &made->values[Index(w)]));
+  }
+  maps = std::move(made);
+  return static_cast<const PrefillMaps*>(maps.get());
 }
 
 LayerView CudaKvStore::View(int layer, int group) const {

@@ -12,6 +12,7 @@
 
 #include "backend/buffer.h"
 #include "backend/cuda/device_views.h"
+#include "backend/cuda/kernels/kernels.h"
 #include "backend/kv_store.h"
 
 namespace lserve {
@@ -28,6 +29,9 @@ class CudaKvStore : public KvStore {
   Status Commit(Way way, PageId first, int count) override;
   void Decommit(Way way, PageId first, int count) override;
   void CopyPage(Way way, PageId from, PageId to, int num_tokens) override;
+
+  // A layer's bf16 pages as TMA sees them; nullptr where HasSm90Prefill() is false.
+  Result<const PrefillMaps*> Maps(int layer);
 
   // One layer as kernels see it, for `group` query heads per KV head.
   LayerView View(int layer, int group) const;
@@ -55,6 +59,7 @@ class CudaKvStore : public KvStore {
   Region regions_[kNumWays];
   std::vector<CUmemGenericAllocationHandle> spare_;  // of blocks unmapped, for the next Commit
   Buffer heads_[kNumWays];                           // [entry] -> KV head
+  std::vector<std::unique_ptr<PrefillMaps>> maps_;   // [layer], made when first asked for
   Buffer slots_;                                     // [layer * num_kv_heads + head] HeadSlotView
 };
 

@@ -3,6 +3,7 @@
 // CudaKvStore.
 #pragma once
 
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
@@ -109,10 +110,27 @@ struct AttentionArgs {
 bool HasAttentionKernels(int head_dim);
 cudaError_t LaunchPrefillAttention(const AttentionArgs& args, cudaStream_t stream);
 
-// `max_queries`: of a row of the plan. `partials` holds DecodePartialBytes().
-size_t DecodePartialBytes(const AttentionArgs& args, int max_queries);
+// The same on Hopper: the pages of a layer as TMA sees them, per way.
+struct PrefillMaps {
+  CUtensorMap keys[kNumWays];    // (element of 64, token, part of head_dim, slot, page)
+  CUtensorMap values[kNumWays];  // (token, element, slot, page)
+};
+bool HasSm90Prefill(DType dtype, int head_dim);
+cudaError_t LaunchPrefillAttentionSm90(const AttentionArgs& args,
+                                       const PrefillMaps& maps,
+                                       cudaStream_t stream);
+
+// Pages of a sequence that decoding can read: 2^21 tokens.
+inline constexpr int kMaxDecodePages = 32768;
+// What the rows of a plan are at most; the grid and the scratch follow.
+struct DecodeLimits {
+  int num_queries = 0;
+  int num_pages = 0;
+};
+// `partials` holds DecodePartialBytes().
+size_t DecodePartialBytes(const AttentionArgs& args, const DecodeLimits& limits);
 cudaError_t LaunchDecodeAttention(const AttentionArgs& args,
-                                  int max_queries,
+                                  const DecodeLimits& limits,
                                   std::byte* partials,
                                   cudaStream_t stream);
 
@@ -135,7 +153,7 @@ struct SelectPagesArgs {
   PageIdx max_pages = 0;   // largest num_pages
   ConstMatrixView q = {};
   float scale = 0;
-  float* scores = nullptr;  // [num_requests, num_slots, group + 1, max_candidates] scratch
+  float* scores = nullptr;  // [num_requests, num_slots, group, max_candidates] scratch
 };
 size_t SelectPagesScratchBytes(const SelectPagesArgs& args);
 cudaError_t LaunchSelectPages(const SelectPagesArgs& args, cudaStream_t stream);

@@ -37,17 +37,6 @@ class PageCursor {
     return kEnd;
   }
 
-  // Forward by `count` pages. Returns what is left of it at the end.
-  __device__ void Skip(int count) {
-    while (true) {
-      const int here = min(count, max(0, last_ - page_));
-      page_ += here;
-      count -= here;
-      if (count == 0 || run_ > pages_.num_runs) return;
-      NextRun();
-    }
-  }
-
  private:
   __device__ void NextRun() {
     if (run_ < pages_.num_runs) {
@@ -66,15 +55,6 @@ class PageCursor {
   PageIdx page_ = 0;
   PageIdx last_ = 0;
 };
-
-__device__ inline int CountPages(const RowPages& pages) {
-  int count = pages.newest.last - pages.newest.first;
-  for (int i = 0; i < pages.num_runs; ++i) {
-    const PageRun run = pages.runs[i];
-    count += max(0, min(run.last, pages.newest.first) - run.first);
-  }
-  return count;
-}
 
 // Visible() of a row.
 struct Mask {

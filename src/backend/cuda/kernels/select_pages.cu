@@ -1,9 +1,8 @@
 // select_pages: which pages of a decoding sequence the retrieval heads read (ops.h, SelectPages).
 //
 //   1. Scores: for every page that competes and every query head, the largest of its logical pages'
-//      bounds sum over d of max(q_d min_d, q_d max_d). A warp takes a page: 8 lanes per logical
-//      page, D / 8 elements each. Bytes: the statistics once for all heads of the group, 16 D per
-//      page; the bound is memory.
+//      bounds sum over d of max(q_d min_d, q_d max_d). Bytes: the statistics once for 8 heads of
+//      the group, 16 D per page; the bound is memory.
 //   2. Choice, one block per (request, slot): softmax per head, mean over the group, then the k
 //      largest by radix selection on the bits of the (non-negative) floats, ties to the lower page,
 //      and the pages as runs.
@@ -20,142 +19,222 @@ namespace {
 
 constexpr int kWarp = 32;
 constexpr int kScoreWarps = 8;
-constexpr int kLanesPerLogical = kWarp / kLogicalPagesPerPage;
+constexpr int kScoreHeads = 8;  // query heads scored at once: n of the tensor-core tile
+constexpr int kScorePages = 16 / kLogicalPagesPerPage;  // pages of a warp: m of the tile
 constexpr int kChoiceThreads = 1024;
-constexpr int kMaxGroup = 16;  // query heads scored at once
-constexpr int kRadixBits = 8;
+constexpr int kHeadsAtOnce = 4;  // of the softmax
+constexpr int kRadixBits = 10;
 constexpr int kBuckets = 1 << kRadixBits;
+static_assert(kBuckets == kChoiceThreads, "a thread has a bucket");
 
 __device__ float* ScoresOf(const SelectPagesArgs& args, int request, int slot, int g) {
   const int num_slots = args.layer.ways[0].num_slots;
-  return args.scores + ((int64_t{request} * num_slots + slot) * (args.layer.group + 1) + g) *
+  return args.scores + ((int64_t{request} * num_slots + slot) * args.layer.group + g) *
                            args.max_candidates;
 }
 
-__device__ float2 Widen(uint32_t pair) {
-  return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
+// The halves of a pair of bf16 that are positive, or those that are negative.
+__device__ uint32_t KeepSign(uint32_t pair, bool positive) {
+  const uint32_t negative = (pair >> 15 & 0x00010001u) * 0xffffu;
+  return pair & (positive ? ~negative : negative);
 }
 
+// With q+ = max(q, 0) and q- = min(q, 0), a bound is q+ . max + q- . min: a product of bf16 numbers
+// on tensor cores, 16 logical pages (4 pages) by 8 query heads. Fragments as in decode_attention.cu:
+// lane (r, j) = (lane / 4, lane % 4) holds elements 32 c + 8 j .. + 7 of rows r and r + 8.
 template <int D>
 __global__ void __launch_bounds__(kScoreWarps* kWarp) ScorePagesKernel(SelectPagesArgs args) {
-  __shared__ float q[kMaxGroup][D];
   const PageSelect& request = args.requests[blockIdx.z];
   const int slot = blockIdx.y, group = args.layer.group;
   const WayView& way = args.layer.ways[0];
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int logical = lane / kLanesPerLogical, piece = lane % kLanesPerLogical;
-  constexpr int kOwn = D / kLanesPerLogical;  // elements of a lane: 4 to 16
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, r = lane / 4, j = lane % 4;
   const PageId* table = args.sequences[request.sequence].pages[0];
 
-  for (int first_head = 0; first_head < group; first_head += kMaxGroup) {
-    const int heads = min(kMaxGroup, group - first_head);
-    __syncthreads();
-    for (int i = threadIdx.x; i < heads * D; i += blockDim.x) {
-      const float* from = args.q.data + request.query_row * args.q.stride +
-                          (way.heads[slot] * group + first_head) * D;
-      q[i / D][i % D] = __bfloat162float(__float2bfloat16_rn(from[i]));
-    }
-    __syncthreads();
-    for (int i = request.first + blockIdx.x * kScoreWarps + warp; i < request.last;
-         i += gridDim.x * kScoreWarps) {
-      const std::byte* stats =
-          way.stats + table[i] * way.page_stride + slot * way.stats_bytes;
-      const uint32_t* min_at = reinterpret_cast<const uint32_t*>(stats) + logical * D + piece * kOwn / 2;
-      const uint32_t* max_at = min_at + D / 2;
-      float2 low[kOwn / 2], high[kOwn / 2];
+  for (int first_head = 0; first_head < group; first_head += kScoreHeads) {
+    uint4 up[D / 32] = {}, down[D / 32] = {};  // q+ and q- of head r
+    if (first_head + r < group) {
+      const float* q = args.q.data + request.query_row * args.q.stride +
+                       (way.heads[slot] * group + first_head + r) * D;
 #pragma unroll
-      for (int e = 0; e < kOwn / 2; ++e) {
-        low[e] = Widen(min_at[e]);
-        high[e] = Widen(max_at[e]);
+      for (int c = 0; c < D / 32; ++c) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float* at = q + c * 32 + j * 8 + 2 * i;
+          const uint32_t pair = PackBf16(at[0], at[1]);
+          (&up[c].x)[i] = KeepSign(pair, true);
+          (&down[c].x)[i] = KeepSign(pair, false);
+        }
       }
-      for (int g = 0; g < heads; ++g) {
-        float bound = 0;
+    }
+    const int step = static_cast<int>(gridDim.x) * kScoreWarps * kScorePages;
+    for (int first = request.first + (static_cast<int>(blockIdx.x) * kScoreWarps + warp) * kScorePages;
+         first < request.last; first += step) {
+      const std::byte* rows[2];  // statistics of the lane's two logical pages
 #pragma unroll
-        for (int e = 0; e < kOwn / 2; ++e) {
-          const float2 own = *reinterpret_cast<const float2*>(&q[g][piece * kOwn + 2 * e]);
-          bound += fmaxf(own.x * low[e].x, own.x * high[e].x);
-          bound += fmaxf(own.y * low[e].y, own.y * high[e].y);
+      for (int half = 0; half < 2; ++half) {
+        const int page = min(first + half * 2 + r / kLogicalPagesPerPage, request.last - 1);
+        rows[half] = way.stats + table[page] * way.page_stride + slot * way.stats_bytes +
+                     r % kLogicalPagesPerPage * 2 * D * sizeof(uint16_t);
+      }
+      uint4 low[2][D / 32], high[2][D / 32];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int c = 0; c < D / 32; ++c) {
+          const uint4* at = reinterpret_cast<const uint4*>(rows[half]) + c * 4 + j;
+          low[half][c] = at[0];
+          high[half][c] = at[D / 8];
         }
-        for (int offset = 1; offset < kLanesPerLogical; offset *= 2) {
-          bound += __shfl_xor_sync(0xffffffffu, bound, offset);
-        }
-        for (int offset = kLanesPerLogical; offset < kWarp; offset *= 2) {
-          bound = fmaxf(bound, __shfl_xor_sync(0xffffffffu, bound, offset));
-        }
-        if (lane == 0) {
-          ScoresOf(args, blockIdx.z, slot, first_head + g)[i - request.first] = bound * args.scale;
+      }
+      float bounds[4] = {};
+#pragma unroll
+      for (int c = 0; c < D / 32; ++c) {
+        const uint4 &l0 = low[0][c], &l1 = low[1][c], &h0 = high[0][c], &h1 = high[1][c];
+        Mma(bounds, h0.x, h1.x, h0.y, h1.y, up[c].x, up[c].y);
+        Mma(bounds, h0.z, h1.z, h0.w, h1.w, up[c].z, up[c].w);
+        Mma(bounds, l0.x, l1.x, l0.y, l1.y, down[c].x, down[c].y);
+        Mma(bounds, l0.z, l1.z, l0.w, l1.w, down[c].z, down[c].w);
+      }
+      // A page's score is the largest of its logical pages': rows r .. r + 3.
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        bounds[e] = fmaxf(bounds[e], __shfl_xor_sync(0xffffffffu, bounds[e], 4));
+        bounds[e] = fmaxf(bounds[e], __shfl_xor_sync(0xffffffffu, bounds[e], 8));
+        const int page = first + e / 2 * 2 + r / kLogicalPagesPerPage;
+        const int head = first_head + 2 * j + e % 2;
+        if (r % kLogicalPagesPerPage == 0 && page < request.last && head < group) {
+          ScoresOf(args, blockIdx.z, slot, head)[page - request.first] = bounds[e] * args.scale;
         }
       }
     }
   }
 }
 
-// The result of `op` over the values of all threads, which every thread gets.
-template <class Op>
-__device__ float BlockReduce(float x, float* shared, Op op) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    x = op(x, __shfl_xor_sync(0xffffffffu, x, offset));
+// Reduces kCount values per thread over the block at once; every thread gets all results.
+template <int kCount, class Op>
+__device__ void BlockReduce(float (&x)[kCount], float (*shared)[kChoiceThreads / kWarp], Op op) {
+  static_assert(kCount <= kChoiceThreads / kWarp, "a warp finishes a value");
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+      x[i] = op(x[i], __shfl_xor_sync(0xffffffffu, x[i], offset));
+    }
   }
   __syncthreads();
-  if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = x;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    if (lane == 0) shared[i][warp] = x[i];
+  }
   __syncthreads();
-  float all = shared[0];
-  for (int w = 1; w < static_cast<int>(blockDim.x) / kWarp; ++w) all = op(all, shared[w]);
-  return all;
+  if (warp < kCount) {
+    float value = shared[warp][lane];
+    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+      value = op(value, __shfl_xor_sync(0xffffffffu, value, offset));
+    }
+    if (lane == 0) shared[warp][0] = value;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) x[i] = shared[i][0];
 }
 
 struct Cut {
-  uint32_t bits = 0;   // the k-th largest value
-  int num_ties = 0;    // how many of those equal to it are kept
+  uint32_t bits = 0;  // the k-th largest value
+  int num_ties = 0;   // how many of those equal to it are kept
 };
 
-// The k-th largest of values[0, n), 0 < k <= n, non-negative floats.
-__device__ Cut FindCut(const float* values, int n, int k, int* histogram) {
-  uint32_t prefix = 0;
+struct CutShared {
+  int histogram[kBuckets];
+  int sums[33];
+  uint32_t bucket;
+  int wanted;
+};
+
+// The k-th largest of values[0, n), 0 < k <= n: non-negative floats, of which `high` is the largest
+// and `low` the smallest. Radix selection over the bits in which these two differ. Thread t has the
+// bucket t from the top.
+__device__ Cut FindCut(
+    const float* values, int n, int k, float low, float high, CutShared* shared) {
+  const uint32_t top = __float_as_uint(high), differ = top ^ __float_as_uint(low);
+  int shift = differ == 0 ? 0 : 32 - __clz(differ);  // the bits above are all the same
+  uint32_t prefix = shift < 32 ? top >> shift : 0;
   int wanted = k;  // rank among those that share the prefix
-  for (int shift = 32 - kRadixBits; shift >= 0; shift -= kRadixBits) {
+  while (shift > 0) {
+    const int bits = min(kRadixBits, shift);
+    const int next = shift - bits;
+    shared->histogram[threadIdx.x] = 0;
     __syncthreads();
-    for (int i = threadIdx.x; i < kBuckets; i += blockDim.x) histogram[i] = 0;
-    __syncthreads();
-    for (int i = threadIdx.x; i < n; i += blockDim.x) {
-      const uint32_t bits = __float_as_uint(values[i]);
-      const bool same = shift + kRadixBits == 32 || bits >> (shift + kRadixBits) == prefix;
-      if (same) atomicAdd(&histogram[bits >> shift & (kBuckets - 1)], 1);
+    for (int i = threadIdx.x; i < n; i += kChoiceThreads) {
+      const uint32_t value = __float_as_uint(values[i]);
+      if (value >> shift == prefix) {
+        atomicAdd(&shared->histogram[value >> next & ((1u << bits) - 1)], 1);
+      }
     }
     __syncthreads();
-    int bucket = kBuckets - 1;  // every thread walks, to the same end
-    while (histogram[bucket] < wanted) wanted -= histogram[bucket--];
-    prefix = prefix << kRadixBits | static_cast<uint32_t>(bucket);
+    const uint32_t bucket = kBuckets - 1 - threadIdx.x;
+    const int count = shared->histogram[bucket];
+    int total = 0;
+    const int above = ExclusiveSum(count, shared->sums, &total);
+    if (above < wanted && wanted <= above + count) {
+      shared->bucket = bucket;
+      shared->wanted = wanted - above;
+    }
+    __syncthreads();
+    prefix = prefix << bits | shared->bucket;
+    wanted = shared->wanted;
+    shift = next;
   }
   return {prefix, wanted};
 }
 
 __global__ void __launch_bounds__(kChoiceThreads) ChoosePagesKernel(SelectPagesArgs args) {
-  extern __shared__ uint32_t bitmap[];
-  __shared__ float reduce[kChoiceThreads / kWarp];
-  __shared__ int histogram[kBuckets];
-  __shared__ int sums[33];
+  extern __shared__ float mean[];  // [max_candidates], then the bitmap
+  __shared__ float reduce[kHeadsAtOnce][kChoiceThreads / kWarp];
+  __shared__ CutShared cut_shared;
+  uint32_t* bitmap = reinterpret_cast<uint32_t*>(mean + args.max_candidates);
   const PageSelect& request = args.requests[blockIdx.y];
   const int slot = blockIdx.x, group = args.layer.group;
   const int n = request.last - request.first;
   const int num_words = (request.num_pages + 31) / 32;
+  const auto larger = [](float a, float b) { return fmaxf(a, b); };
 
-  float* mean = ScoresOf(args, blockIdx.y, slot, group);
-  for (int i = threadIdx.x; i < n; i += blockDim.x) mean[i] = 0;
-  for (int g = 0; g < group && n > 0; ++g) {
-    const float* scores = ScoresOf(args, blockIdx.y, slot, g);
-    float max = -INFINITY;
-    for (int i = threadIdx.x; i < n; i += blockDim.x) max = fmaxf(max, scores[i]);
-    max = BlockReduce(max, reduce, [](float a, float b) { return fmaxf(a, b); });
-    float sum = 0;
-    for (int i = threadIdx.x; i < n; i += blockDim.x) sum += expf(scores[i] - max);
-    sum = BlockReduce(sum, reduce, [](float a, float b) { return a + b; });
-    for (int i = threadIdx.x; i < n; i += blockDim.x) {
-      mean[i] += expf(scores[i] - max) / sum / static_cast<float>(group);
+  for (int i = threadIdx.x; i < n; i += kChoiceThreads) mean[i] = 0;
+  for (int first = 0; first < group && n > 0; first += kHeadsAtOnce) {
+    const float* scores[kHeadsAtOnce];
+    float max[kHeadsAtOnce], sum[kHeadsAtOnce];
+#pragma unroll
+    for (int g = 0; g < kHeadsAtOnce; ++g) {
+      scores[g] = ScoresOf(args, blockIdx.y, slot, min(first + g, group - 1));
+      max[g] = -INFINITY;
+      sum[g] = 0;
+    }
+    for (int i = threadIdx.x; i < n; i += kChoiceThreads) {
+#pragma unroll
+      for (int g = 0; g < kHeadsAtOnce; ++g) max[g] = fmaxf(max[g], scores[g][i]);
+    }
+    BlockReduce(max, reduce, larger);
+    for (int i = threadIdx.x; i < n; i += kChoiceThreads) {
+#pragma unroll
+      for (int g = 0; g < kHeadsAtOnce; ++g) sum[g] += expf(scores[g][i] - max[g]);
+    }
+    BlockReduce(sum, reduce, [](float a, float b) { return a + b; });
+    for (int i = threadIdx.x; i < n; i += kChoiceThreads) {
+#pragma unroll
+      for (int g = 0; g < kHeadsAtOnce; ++g) {
+        if (first + g >= group) continue;
+        mean[i] += expf(scores[g][i] - max[g]) / sum[g] / static_cast<float>(group);
+      }
     }
   }
-  // NaN (from a broken model) has no order.
-  for (int i = threadIdx.x; i < n; i += blockDim.x) mean[i] = mean[i] >= 0 ? mean[i] : 0.0f;
+  float bounds[2] = {0, -INFINITY};  // the largest, and the smallest negated
+  for (int i = threadIdx.x; i < n; i += kChoiceThreads) {
+    // NaN (from a broken model) has no order.
+    if (!(mean[i] >= 0)) mean[i] = 0;
+    bounds[0] = fmaxf(bounds[0], mean[i]);
+    bounds[1] = fmaxf(bounds[1], -mean[i]);
+  }
+  BlockReduce(bounds, reduce, larger);
 
   for (int w = threadIdx.x; w < num_words; w += blockDim.x) {
     uint32_t forced = 0;
@@ -173,14 +252,14 @@ __global__ void __launch_bounds__(kChoiceThreads) ChoosePagesKernel(SelectPagesA
       atomicOr(&bitmap[page / 32], 1u << (page % 32));
     }
   } else if (request.keep > 0) {
-    const Cut cut = FindCut(mean, n, request.keep, histogram);
+    const Cut cut = FindCut(mean, n, request.keep, -bounds[1], bounds[0], &cut_shared);
     int ties = 0;
     for (int first = 0; first < n; first += blockDim.x) {
       const int i = first + threadIdx.x;
       const uint32_t bits = i < n ? __float_as_uint(mean[i]) : 0;
       const bool tie = i < n && bits == cut.bits;
       int total = 0;
-      const int rank = ties + ExclusiveSum(tie ? 1 : 0, sums, &total);
+      const int rank = ties + ExclusiveSum(tie ? 1 : 0, cut_shared.sums, &total);
       ties += total;
       if (i < n && (bits > cut.bits || (tie && rank < cut.num_ties))) {
         const int page = request.first + i;
@@ -189,13 +268,14 @@ __global__ void __launch_bounds__(kChoiceThreads) ChoosePagesKernel(SelectPagesA
     }
   }
   __syncthreads();
-  WriteRuns(bitmap, num_words, 1, request.table, args.layer.ways[0].first_entry + slot, sums);
+  WriteRuns(bitmap, num_words, 1, request.table, args.layer.ways[0].first_entry + slot, cut_shared.sums);
 }
 
 template <int D>
 void LaunchScores(const SelectPagesArgs& args, cudaStream_t stream) {
+  constexpr int kBlockPages = kScoreWarps * kScorePages;
   const unsigned blocks = static_cast<unsigned>(
-      std::clamp((args.max_candidates + kScoreWarps - 1) / kScoreWarps, 1, 256));
+      std::clamp((args.max_candidates + kBlockPages - 1) / kBlockPages, 1, 256));
   const dim3 grid(blocks, static_cast<unsigned>(args.layer.ways[0].num_slots),
                   static_cast<unsigned>(args.num_requests));
   ScorePagesKernel<D><<<grid, kScoreWarps * kWarp, 0, stream>>>(args);
@@ -206,7 +286,7 @@ void LaunchScores(const SelectPagesArgs& args, cudaStream_t stream) {
 size_t SelectPagesScratchBytes(const SelectPagesArgs& args) {
   return sizeof(float) * static_cast<size_t>(args.num_requests) *
          static_cast<size_t>(args.layer.ways[0].num_slots) *
-         static_cast<size_t>(args.layer.group + 1) * static_cast<size_t>(args.max_candidates);
+         static_cast<size_t>(args.layer.group) * static_cast<size_t>(args.max_candidates);
 }
 
 cudaError_t LaunchSelectPages(const SelectPagesArgs& args, cudaStream_t stream) {
@@ -222,8 +302,12 @@ cudaError_t LaunchSelectPages(const SelectPagesArgs& args, cudaStream_t stream) 
   }
   const dim3 grid(static_cast<unsigned>(args.layer.ways[0].num_slots),
                   static_cast<unsigned>(args.num_requests));
-  const size_t bitmap_bytes = static_cast<size_t>(args.max_pages + 31) / 32 * sizeof(uint32_t);
-  ChoosePagesKernel<<<grid, kChoiceThreads, bitmap_bytes, stream>>>(args);
+  const size_t shared = static_cast<size_t>(args.max_candidates) * sizeof(float) +
+                        static_cast<size_t>(args.max_pages + 31) / 32 * sizeof(uint32_t);
+  const cudaError_t error = cudaFuncSetAttribute(
+      ChoosePagesKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+  if (error != cudaSuccess) return error;
+  ChoosePagesKernel<<<grid, kChoiceThreads, shared, stream>>>(args);
   return cudaGetLastError();
 }
 

@@ -19,7 +19,8 @@ namespace lserve {
 namespace {
 
 constexpr int kWarp = 32;
-constexpr int kWarps = 4;
+constexpr int kWarps = 8;
+constexpr int kHeadsAtOnce = 4;  // at most: query heads whose queries lie in shared memory together
 constexpr int kStride = kLogicalPageTokens;            // kTileStride of ops.h
 constexpr int kRows = kTileTokens / kStride;           // of a head's estimate; columns of a tile
 constexpr int kColumnsPerPage = kPageTokens / kStride;
@@ -37,61 +38,95 @@ __device__ float* ScoresOf(const SelectTilesArgs& args, int request, int slot, i
                            MaxColumns(args);
 }
 
+// Scores of columns [first, first + 16) for `heads` query heads from `first_head` on, whose queries
+// are in q: a warp's work. Keys are read once for all of them.
 template <KvType T, int D>
-__global__ void __launch_bounds__(kWarps* kWarp) EstimateKernel(SelectTilesArgs args) {
-  // Query 16 r + s lies in row 8 s + r: the rows of a fragment are neighbours, and with 16 bytes
-  // more per row their vectors lie in different banks.
-  constexpr int kQueryStride = D + 8;
-  __shared__ alignas(16) uint16_t q[kTileTokens][kQueryStride];
+__device__ void EstimateColumns(const SelectTilesArgs& args,
+                                int first,
+                                int num_columns,
+                                int first_head,
+                                int heads,
+                                const uint16_t (*q)[kTileTokens][D + 8]) {
   const TileSelect& request = args.requests[blockIdx.z];
-  const int group = args.layer.group, slot = blockIdx.y / group, g = blockIdx.y % group;
   const WayView& way = args.layer.ways[0];
-  const int num_columns = request.num_tiles * kRows;
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, r = lane / 4, j = lane % 4;
-  if (static_cast<int>(blockIdx.x) * kWarps * kWarpColumns >= num_columns) return;
-
-  const float* from = args.q.data + request.first_query * args.q.stride +
-                      (way.heads[slot] * group + g) * D;
-  for (int i = threadIdx.x; i < kTileTokens * D / 2; i += blockDim.x) {
-    const int row = i / (D / 2), d = i % (D / 2) * 2;
-    const float* at = from + row * args.q.stride + d;
-    const int place = row % kStride * kRows + row / kStride;
-    *reinterpret_cast<uint32_t*>(&q[place][d]) = PackBf16(at[0], at[1]);
-  }
-  __syncthreads();
-
-  const int first = (static_cast<int>(blockIdx.x) * kWarps + warp) * kWarpColumns;
-  if (first >= num_columns) return;
+  const int slot = blockIdx.y;
+  const int lane = threadIdx.x % kWarp, r = lane / 4, j = lane % 4;
   // The second half may lie past the end (columns come in tiles of 8): it reads the first again.
   const int columns[2] = {first + r, first + 8 < num_columns ? first + 8 + r : first + r};
   const PageId* table = args.sequences[request.sequence].pages[0];
   const std::byte* parts[2];
   int tokens[2];  // the last token of the column, in its page
+#pragma unroll
   for (int half = 0; half < 2; ++half) {
     const PageId page = table[columns[half] / kColumnsPerPage];
     parts[half] = way.kv + page * way.page_stride + slot * way.kv_bytes;
     tokens[half] = columns[half] % kColumnsPerPage * kStride + kStride - 1;
   }
-  float sums[4] = {};
-#pragma unroll 2
+  float sums[kHeadsAtOnce][4] = {};
+#pragma unroll 4
   for (int s = 0; s < kStride; ++s) {
 #pragma unroll
     for (int c = 0; c < D / 32; ++c) {
       const int d = c * 32 + j * 8;
       const uint4 low = LoadKey<T>(parts[0], D, tokens[0] - s, d);
       const uint4 high = LoadKey<T>(parts[1], D, tokens[1] - s, d);
-      const uint4 query = *reinterpret_cast<const uint4*>(&q[s * kRows + r][d]);
-      Mma(sums, low.x, high.x, low.y, high.y, query.x, query.y);
-      Mma(sums, low.z, high.z, low.w, high.w, query.z, query.w);
+#pragma unroll
+      for (int g = 0; g < kHeadsAtOnce; ++g) {
+        if (g >= heads) continue;
+        const uint4 query = *reinterpret_cast<const uint4*>(&q[g][s * kRows + r][d]);
+        Mma(sums[g], low.x, high.x, low.y, high.y, query.x, query.y);
+        Mma(sums[g], low.z, high.z, low.w, high.w, query.z, query.w);
+      }
     }
   }
-  float* scores = ScoresOf(args, blockIdx.z, slot, g);
   const float scale = args.scale / kStride;
-  for (int half = 0; half < 2; ++half) {
-    const int column = first + half * 8 + r;
-    if (column >= num_columns) break;
-    for (int e = 0; e < 2; ++e) {
-      scores[(2 * j + e) * MaxColumns(args) + column] = sums[2 * half + e] * scale;
+#pragma unroll
+  for (int g = 0; g < kHeadsAtOnce; ++g) {
+    if (g >= heads) continue;
+    float* scores = ScoresOf(args, blockIdx.z, slot, first_head + g);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int column = first + half * 8 + r;
+      if (column >= num_columns) continue;
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        scores[(2 * j + e) * MaxColumns(args) + column] = sums[g][2 * half + e] * scale;
+      }
+    }
+  }
+}
+
+template <KvType T, int D>
+__global__ void __launch_bounds__(kWarps* kWarp, 1)
+    EstimateKernel(SelectTilesArgs args, int heads_at_once) {
+  // Query 16 r + s lies in row 8 s + r: the rows of a fragment are neighbours, and with 16 bytes
+  // more per row their vectors lie in different banks.
+  constexpr int kQueryStride = D + 8;
+  extern __shared__ uint4 raw_shared[];
+  auto* q = reinterpret_cast<uint16_t(*)[kTileTokens][kQueryStride]>(raw_shared);
+  const TileSelect& request = args.requests[blockIdx.z];
+  const int group = args.layer.group, slot = blockIdx.y;
+  const WayView& way = args.layer.ways[0];
+  const int num_columns = request.num_tiles * kRows;
+  const int warp = threadIdx.x / kWarp;
+
+  for (int first_head = 0; first_head < group; first_head += heads_at_once) {
+    const int heads = min(heads_at_once, group - first_head);
+    const float* from = args.q.data + request.first_query * args.q.stride +
+                        (way.heads[slot] * group + first_head) * D;
+    __syncthreads();
+    for (int i = threadIdx.x; i < heads * kTileTokens * D / 2; i += blockDim.x) {
+      const int g = i / (kTileTokens * D / 2), row = i / (D / 2) % kTileTokens;
+      const int d = i % (D / 2) * 2;
+      const float* at = from + row * args.q.stride + g * D + d;
+      const int place = row % kStride * kRows + row / kStride;
+      *reinterpret_cast<uint32_t*>(&q[g][place][d]) = PackBf16(at[0], at[1]);
+    }
+    __syncthreads();
+    const int step = static_cast<int>(gridDim.x) * kWarps * kWarpColumns;
+    for (int first = (static_cast<int>(blockIdx.x) * kWarps + warp) * kWarpColumns;
+         first < num_columns; first += step) {
+      EstimateColumns<T, D>(args, first, num_columns, first_head, heads, q);
     }
   }
 }
@@ -169,20 +204,16 @@ __global__ void __launch_bounds__(kChoiceThreads) ChooseTilesKernel(SelectTilesA
       masses[tile] += mass / sum / static_cast<float>(group * kRows);
     }
   }
-  // NaN (from a broken model) has no order.
-  double all = 0, read = 0;
-  __shared__ double shared_all, shared_read;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    for (int tile = 0; tile < num_tiles; ++tile) {
-      if (!(masses[tile] >= 0)) masses[tile] = 0;
-      all += masses[tile];
-      if (tile < sink || tile >= listed) read += masses[tile];
-    }
-    shared_all = all;
-    shared_read = read;
+  float all = 0, read = 0;
+  for (int tile = threadIdx.x; tile < num_tiles; tile += blockDim.x) {
+    // NaN (from a broken model) has no order.
+    if (!(masses[tile] >= 0)) masses[tile] = 0;
+    all += masses[tile];
+    if (tile < sink || tile >= listed) read += masses[tile];
   }
-  __syncthreads();
+  const auto plus = [](float a, float b) { return a + b; };
+  all = BlockReduce(all, reduce, plus);
+  read = BlockReduce(read, reduce, plus);
 
   // Masses become keys in place, from the top down: a key is twice as wide.
   constexpr int kMaxOwn = kMaxSelectTiles / kChoiceThreads;
@@ -208,8 +239,8 @@ __global__ void __launch_bounds__(kChoiceThreads) ChooseTilesKernel(SelectTilesA
   }
   __syncthreads();
   if (threadIdx.x == 0) {
-    double have = shared_read;
-    for (int i = 0; i < listed - sink && have < request.threshold * shared_all; ++i) {
+    double have = read;
+    for (int i = 0; i < listed - sink && have < request.threshold * double{all}; ++i) {
       const uint64_t key = keys[i];
       const int tile = static_cast<int>(0xffffffffu - static_cast<uint32_t>(key));
       have += double{__uint_as_float(static_cast<uint32_t>(key >> 32))};
@@ -222,25 +253,37 @@ __global__ void __launch_bounds__(kChoiceThreads) ChooseTilesKernel(SelectTilesA
 }
 
 template <KvType T, int D>
-void LaunchEstimate(const SelectTilesArgs& args, cudaStream_t stream) {
+cudaError_t LaunchEstimate(const SelectTilesArgs& args, cudaStream_t stream) {
   const int columns = args.max_tiles * kRows;
-  const dim3 grid(
-      static_cast<unsigned>((columns + kWarps * kWarpColumns - 1) / (kWarps * kWarpColumns)),
-      static_cast<unsigned>(args.layer.ways[0].num_slots * args.layer.group),
-      static_cast<unsigned>(args.num_requests));
-  EstimateKernel<T, D><<<grid, kWarps * kWarp, 0, stream>>>(args);
+  // A block reads the queries once and then its share of the columns.
+  constexpr int kBlockColumns = 8 * kWarps * kWarpColumns;
+  const dim3 grid(static_cast<unsigned>((columns + kBlockColumns - 1) / kBlockColumns),
+                  static_cast<unsigned>(args.layer.ways[0].num_slots),
+                  static_cast<unsigned>(args.num_requests));
+  const auto kernel = EstimateKernel<T, D>;
+  int device = 0, available = 0;  // 99 KiB on sm_89, which holds two heads of D = 128
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  error = cudaDeviceGetAttribute(&available, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error != cudaSuccess) return error;
+  constexpr int kHeadBytes = kTileTokens * (D + 8) * static_cast<int>(sizeof(uint16_t));
+  const int heads = std::min({kHeadsAtOnce, args.layer.group, available / kHeadBytes});
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               heads * kHeadBytes);
+  if (error != cudaSuccess) return error;
+  kernel<<<grid, kWarps * kWarp, static_cast<size_t>(heads * kHeadBytes), stream>>>(args, heads);
+  return cudaGetLastError();
 }
 
 template <KvType T>
 cudaError_t LaunchEstimateType(const SelectTilesArgs& args, cudaStream_t stream) {
   switch (args.layer.head_dim) {
-    case 32: LaunchEstimate<T, 32>(args, stream); break;
-    case 64: LaunchEstimate<T, 64>(args, stream); break;
-    case 96: LaunchEstimate<T, 96>(args, stream); break;
-    case 128: LaunchEstimate<T, 128>(args, stream); break;
+    case 32: return LaunchEstimate<T, 32>(args, stream);
+    case 64: return LaunchEstimate<T, 64>(args, stream);
+    case 96: return LaunchEstimate<T, 96>(args, stream);
+    case 128: return LaunchEstimate<T, 128>(args, stream);
     default: return cudaErrorInvalidValue;
   }
-  return cudaGetLastError();
 }
 
 }  // namespace
