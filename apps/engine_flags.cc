@@ -83,20 +83,23 @@ void AddMemoryFlags(FlagSet& flags, EngineFlags& out) {
              "memory of the KV cache, as 2G; auto: half of what is available, on a GPU what "
              "--gpu-memory-utilization allows");
   flags.Integer("--max-num-batched-tokens,--chunked-prefill-size,--ubatch-size",
-                config.max_num_batched_tokens, 1, "TOKENS",
-                "tokens of one engine step: the chunk of a long prompt");
+                config.max_num_batched_tokens, 0, "TOKENS",
+                "tokens of one engine step: the chunk of a long prompt; 0: 512 on a CPU, 8192 on a "
+                "GPU");
   flags.Integer("--max-num-seqs,--max-running-requests,--parallel", config.max_num_seqs, 1, "COUNT",
                 "questions that are answered at the same time");
   flags.Checked("--device", config.device, IsDevice, "auto|cpu|cuda[:N]|reference",
-                "where to compute; reference: scalar, double precision, very slow, for checks");
+                "where to compute; auto: a GPU if this program was built for one and finds it; "
+                "reference: scalar, double precision, very slow, for checks");
   flags.Integer("--threads,-t", config.num_threads, 0, "COUNT",
                 "CPU threads; 0: every core this process may use");
   flags.Choice("--cpu-isa", config.cpu_isa, {"auto", "generic", "avx2", "avx512", "avx512bf16"},
                "instruction set of the CPU kernels; for comparisons");
   flags.Choice("--cuda-kernels", config.kernels, {"auto", "sm80", "sm90"},
                "attention kernels of a GPU; auto: the newest it has. For comparisons");
-  flags.Number("--gpu-memory-utilization,--mem-fraction-static", config.gpu_memory_utilization, 0, 1,
-               "SHARE", "share of a GPU's memory that may be filled; the KV cache takes what weights and "
+  flags.Number("--gpu-memory-utilization,--mem-fraction-static", config.gpu_memory_utilization, 0,
+               1, "SHARE",
+               "share of a GPU's memory that may be filled; the KV cache takes what weights and "
                "workspace leave of it");
   flags.NoEffect("--n-gpu-layers,--gpu-layers", "COUNT",
                  "layers are not split over devices; --device chooses one");

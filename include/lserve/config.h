@@ -49,8 +49,9 @@ struct EngineConfig {
   // Longest sequence, prompt and answer together. 0: what the checkpoint was made for.
   int64_t max_model_len = 0;
   // Tokens of one step: the chunk of a long prompt. Larger chunks use the matrix units better; a
-  // running stream waits for the whole step. Raised to a tile of 128 and a token per sequence.
-  int max_num_batched_tokens = 512;
+  // running stream waits for the whole step. 0: 512 on a CPU, 8192 on a GPU. Raised to a tile of
+  // 128 and a token per sequence.
+  int max_num_batched_tokens = 0;
   // 0, or how long a step should take while an answer is being written: prompts get chunks that
   // small, but a tile of 128 tokens at least.
   double max_decode_gap_ms = 0;

@@ -1,6 +1,7 @@
 // Backend: the ops a Llama-family forward pass needs, on one device. Coarse on purpose: a virtual
-// call is nanoseconds before an op of microseconds. Implementations: reference (normative), cpu, cuda.
-// Made by backend/registry.h; used by the model and the engine, from the engine's thread only.
+// call is nanoseconds before an op of microseconds. Implementations: reference (normative), cpu,
+// cuda. Made by backend/registry.h; used by the model and the engine, from the engine's thread
+// only.
 #pragma once
 
 #include <memory>

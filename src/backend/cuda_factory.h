@@ -1,5 +1,5 @@
-// Makes the CUDA backend. Two implementations, as for the probe: cuda/cuda_backend.cc, and no_cuda.cc
-// in builds without CUDA.
+// Makes the CUDA backend. Two implementations, as for the probe: cuda/cuda_backend.cc, and
+// no_cuda.cc in builds without CUDA.
 #pragma once
 
 #include <memory>
@@ -11,7 +11,8 @@
 
 namespace lserve {
 
-// `kernels`: auto, sm80 or sm90. kUnsupported for a GPU that is too old, or in a build without CUDA.
+// `kernels`: auto, sm80 or sm90. kUnsupported for a GPU that is too old, or in a build without
+// CUDA.
 Result<std::unique_ptr<Backend>> MakeCudaBackend(const GpuInfo& gpu, const std::string& kernels);
 
 }  // namespace lserve

@@ -4,7 +4,7 @@
 namespace lserve {
 
 Result<std::unique_ptr<Backend>> MakeCudaBackend(const GpuInfo& /*gpu*/,
-                                                const std::string& /*kernels*/) {
+                                                 const std::string& /*kernels*/) {
   return ProbeGpus().status();
 }
 

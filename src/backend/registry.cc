@@ -6,6 +6,7 @@
 #include "backend/cuda_factory.h"
 #include "backend/cuda_probe.h"
 #include "backend/reference/reference_backend.h"
+#include "base/log.h"
 #include "base/strings.h"
 
 namespace lserve {
@@ -27,6 +28,13 @@ Result<std::unique_ptr<Backend>> MakeCuda(const std::string& device, const std::
 Result<std::unique_ptr<Backend>> MakeBackend(const BackendConfig& config) {
   if (config.device == "reference") {
     return std::unique_ptr<Backend>(std::make_unique<ReferenceBackend>());
+  }
+  if (config.device == "auto" && BuiltWithCuda()) {
+    Result<std::unique_ptr<Backend>> cuda = MakeCuda("cuda", config.kernels);
+    // No GPU, or one that is too old; anything else is a GPU that should work and does not.
+    const Code code = cuda.status().code();
+    if (cuda.ok() || (code != Code::kNotFound && code != Code::kUnsupported)) return cuda;
+    LogInfo(StrCat("computing on the CPU: ", cuda.status().message()));
   }
   if (config.device == "auto" || config.device == "cpu") {
     const CpuIsa isa = LS_TRY(ChooseCpuIsa(config.cpu_isa));

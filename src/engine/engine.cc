@@ -320,8 +320,10 @@ Result<Engine::Impl::HostLists> Engine::Impl::CopyLists(const SelectionTable& ta
                                     lists.num_runs.size() * sizeof(int)));
   LS_TRY(parts_.backend->CopyToHost(lists.runs.data(), table.runs,
                                     lists.runs.size() * sizeof(PageRun)));
-  lists.table = {
-      .capacity = table.capacity, .max_pages = table.max_pages, .num_runs = lists.num_runs.data(), .runs = lists.runs.data()};
+  lists.table = {.capacity = table.capacity,
+                 .max_pages = table.max_pages,
+                 .num_runs = lists.num_runs.data(),
+                 .runs = lists.runs.data()};
   return lists;
 }
 

@@ -21,9 +21,9 @@ Status CheckConfig(const EngineConfig& config) {
   };
   check(config.max_num_seqs >= 1 && config.max_num_seqs <= 1024,
         StrCat("--max-num-seqs is ", config.max_num_seqs, ", expected 1 to 1024"));
-  check(config.max_num_batched_tokens >= 1 && config.max_num_batched_tokens <= (1 << 20),
-        StrCat("--max-num-batched-tokens is ", config.max_num_batched_tokens, ", expected 1 to ",
-               1 << 20));
+  check(config.max_num_batched_tokens >= 0 && config.max_num_batched_tokens <= (1 << 20),
+        StrCat("--max-num-batched-tokens is ", config.max_num_batched_tokens,
+               ", expected 0 (auto) to ", 1 << 20));
   check(config.num_threads >= 0 && config.num_threads <= 4096,
         StrCat("--threads is ", config.num_threads, ", expected 0 (every core) to 4096"));
   check(config.gpu_memory_utilization > 0 && config.gpu_memory_utilization <= 1,
@@ -159,6 +159,24 @@ size_t AvailableMemory() {
   return bytes;
 }
 
+// Tokens of a step. A CPU's products are at their rate from 512 rows on; a GPU's need more to fill
+// it, and the whole step is still short.
+int StepTokens(const EngineConfig& given,
+               const Backend& backend,
+               std::vector<std::string>* warnings) {
+  constexpr int kCpuTokens = 512, kGpuTokens = 8192;
+  const int least = kTileTokens + given.max_num_seqs;
+  if (given.max_num_batched_tokens == 0) {
+    return std::max(backend.Memory() ? kGpuTokens : kCpuTokens, least);
+  }
+  if (given.max_num_batched_tokens < least) {
+    warnings->push_back(StrCat("--max-num-batched-tokens ", given.max_num_batched_tokens,
+                               " is raised to ", least, ": a step holds a tile of ", kTileTokens,
+                               " and a token for each sequence"));
+  }
+  return std::max(given.max_num_batched_tokens, least);
+}
+
 // What the KV cache may take by default. On a GPU everything that is not weights or workspace, up
 // to the share of its memory that the user allows; the rest is for scratch that grows with use.
 Result<size_t> DefaultKvBytes(const Backend& backend, double utilization) {
@@ -169,8 +187,10 @@ Result<size_t> DefaultKvBytes(const Backend& backend, double utilization) {
   if (device->free_bytes <= kept_free) {
     return Status(Code::kOutOfMemory,
                   StrCat("no GPU memory is left for the KV cache: ", device->free_bytes, " of ",
-                         device->total_bytes, " bytes are free after the weights, expected more "
-                         "than ", kept_free, " at --gpu-memory-utilization ", utilization,
+                         device->total_bytes,
+                         " bytes are free after the weights, expected more "
+                         "than ",
+                         kept_free, " at --gpu-memory-utilization ", utilization,
                          "; raise it, use a smaller model, or free the GPU of other programs"));
   }
   return device->free_bytes - kept_free;
@@ -189,17 +209,8 @@ Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) 
   const WeightFormat weight_format = LS_TRY(ParseWeightFormat(given.quantization));
   std::vector<std::string> warnings;
   EngineConfig config = given;
-  config.max_num_batched_tokens =
-      std::max(given.max_num_batched_tokens, kTileTokens + given.max_num_seqs);
-  if (config.max_num_batched_tokens != given.max_num_batched_tokens) {
-    warnings.push_back(StrCat("--max-num-batched-tokens ", given.max_num_batched_tokens,
-                              " is raised to ", config.max_num_batched_tokens,
-                              ": a step holds a tile of ", kTileTokens,
-                              " and a token for each sequence"));
-  }
   const DType kv_dtype = LS_TRY(KvDType(config.kv_cache_dtype));
   EngineParts parts;
-  parts.config = config;
   const bool in_memory = inputs.model.has_value();
   parts.model_config = in_memory ? inputs.model->config : LS_TRY(LoadModelConfig(config.model_dir));
   const ModelConfig& model = parts.model_config;
@@ -219,9 +230,12 @@ Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) 
                ", config.json's \"sliding_window\", which is not implemented; lower it"));
   }
   if (!in_memory) parts.tokenizer = LS_TRY(LoadTokenizer(config.model_dir));
-  parts.backend = LS_TRY(MakeBackend(
-      {.device = config.device, .num_threads = config.num_threads, .cpu_isa = config.cpu_isa,
-       .kernels = config.kernels}));
+  parts.backend = LS_TRY(MakeBackend({.device = config.device,
+                                      .num_threads = config.num_threads,
+                                      .cpu_isa = config.cpu_isa,
+                                      .kernels = config.kernels}));
+  config.max_num_batched_tokens = StepTokens(given, *parts.backend, &warnings);
+  parts.config = config;
   if (inputs.wrap_backend) parts.backend = inputs.wrap_backend(std::move(parts.backend));
   const std::optional<StreamingHeadsFile> no_heads;
   const HeadKinds kinds = LS_TRY(
@@ -239,10 +253,9 @@ Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) 
                         .cache_dir = in_memory ? std::string() : config.quantization_cache_dir},
                        parts.backend.get()));
 
-  const size_t budget =
-      config.kv_cache_bytes > 0
-          ? config.kv_cache_bytes
-          : LS_TRY(DefaultKvBytes(*parts.backend, config.gpu_memory_utilization));
+  const size_t budget = config.kv_cache_bytes > 0
+                            ? config.kv_cache_bytes
+                            : LS_TRY(DefaultKvBytes(*parts.backend, config.gpu_memory_utilization));
   const PageId max_pages[kNumWays] = {PagePool::MaxPages(layout, Way::kRetrieval, budget),
                                       PagePool::MaxPages(layout, Way::kStreaming, budget)};
   parts.store = LS_TRY(parts.backend->MakeKvStore(layout, max_pages));

@@ -22,7 +22,6 @@
 #include <boost/beast/http/string_body.hpp>
 #include <cctype>
 #include <chrono>
-#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <mutex>
@@ -679,7 +678,7 @@ HttpServer::~HttpServer() {
   try {
     Stop();
   } catch (...) {
-    std::abort();
+    LS_CHECK(false) << "the server could not stop";
   }
 }
 

@@ -129,9 +129,9 @@ TEST(Usage, AliasesSetTheSameOption) {
 
 TEST(Usage, WhatChangesNothingSaysSo) {
   const ProgramResult result =
-      Lserve({"run", kModel, "--gpu-memory-utilization", "0.9", "--print-config"});
+      Lserve({"run", kModel, "--n-gpu-layers", "9", "--print-config"});
   EXPECT_EQ(result.exit_status, 0);
-  EXPECT_THAT(result.err, HasSubstr("note: --gpu-memory-utilization has no effect"));
+  EXPECT_THAT(result.err, HasSubstr("note: --n-gpu-layers has no effect"));
 }
 
 TEST(Tokenize, RoundTrip) {

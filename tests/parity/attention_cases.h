@@ -171,12 +171,12 @@ inline constexpr double kCountTolerance = 3 * kFloatRoundoff;
 
 // The lists of house style, "case list, not random luck". Contexts: nothing, one key, a page less
 // or more one, a prime, many pages; windows and sinks around the page.
-inline std::vector<AttentionCase> MaskCases(int num_queries) {
+inline std::vector<AttentionCase> MaskCases(const Subject& subject, int num_queries) {
   std::vector<AttentionCase> cases;
   for (const int64_t window : {1, 63, 64, 65, 256}) {
     for (const int64_t sink : {0, 1, 64, 128}) {
       cases.push_back({.name = StrCat("window ", window, " sink ", sink),
-                       .head_dim = 32,
+                       .head_dim = subject.small_head_dim(),
                        .contexts = {0, 1, 63, 64, 65, 331},
                        .num_queries = num_queries,
                        .sink_end = sink,

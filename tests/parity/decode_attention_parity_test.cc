@@ -14,10 +14,13 @@ class DecodeParity : public testing::TestWithParam<SubjectAndType> {
 
 TEST_P(DecodeParity, CountsExactlyTheVisibleKeys) {
   const std::unique_ptr<Backend> backend = Make(subject());
-  std::vector<AttentionCase> cases = MaskCases(1);
-  cases.push_back({.name = "speculation", .head_dim = 32, .contexts = {0, 62, 64, 500}});
+  std::vector<AttentionCase> cases = MaskCases(subject(), 1);
+  cases.push_back({.name = "speculation",
+                   .head_dim = subject().small_head_dim(),
+                   .contexts = {0, 62, 64, 500}});
   cases.back().num_queries = 4;
-  cases.push_back({.name = "long", .head_dim = 32, .contexts = {4097, 0, 1031}});
+  cases.push_back(
+      {.name = "long", .head_dim = subject().small_head_dim(), .contexts = {4097, 0, 1031}});
   for (const AttentionCase& c : cases) {
     SCOPED_TRACE(c.name);
     KvHarness cache(*backend, c.Shape(dtype()), CountingTokens(c.head_dim));
@@ -49,7 +52,8 @@ TEST_P(DecodeParity, EqualsTheReference) {
 TEST_P(DecodeParity, ReadsTheSelectedPagesAndNoOthers) {
   const std::unique_ptr<Backend> backend = Make(subject());
   // 16 pages and 20 tokens; both heads retrieve, each with its own list.
-  AttentionCase c = {.head_dim = 32, .kinds = {1, 1}, .contexts = {16 * 64 + 19}};
+  AttentionCase c = {
+      .head_dim = subject().small_head_dim(), .kinds = {1, 1}, .contexts = {16 * 64 + 19}};
   KvHarness cache(*backend, c.Shape(dtype()), CountingTokens(c.head_dim));
   cache.Fill();
   const std::vector<float> q = RandomQueries(c);

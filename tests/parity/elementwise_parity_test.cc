@@ -30,6 +30,13 @@ struct Floats {
   std::vector<float> data;
 };
 
+// The suites run over what Subjects() finds; this says so where it finds no GPU.
+TEST(ParitySubjects, IncludeTheGpu) {
+  const Status made = MakeBackend({.device = "cuda"}).status();
+  if (!made.ok()) GTEST_SKIP() << "no case of these suites runs on a GPU: " << made.message();
+  EXPECT_TRUE(Subjects().back().is_cuda());
+}
+
 class ElementwiseParity : public testing::TestWithParam<Subject> {
  protected:
   std::unique_ptr<Backend> backend_ = Make(GetParam());

@@ -14,7 +14,7 @@ class PrefillParity : public testing::TestWithParam<SubjectAndType> {
 
 TEST_P(PrefillParity, CountsExactlyTheVisibleKeys) {
   const std::unique_ptr<Backend> backend = Make(subject());
-  for (const AttentionCase& c : MaskCases(subject().is_reference() ? 9 : 70)) {
+  for (const AttentionCase& c : MaskCases(subject(), subject().is_reference() ? 9 : 70)) {
     SCOPED_TRACE(c.name);
     KvHarness cache(*backend, c.Shape(dtype()), CountingTokens(c.head_dim));
     cache.Fill(77);
@@ -45,7 +45,7 @@ TEST_P(PrefillParity, EqualsTheReference) {
 TEST_P(PrefillParity, WalksAListPerSlot) {
   const std::unique_ptr<Backend> backend = Make(subject());
   const AttentionCase c = {.name = "lists",
-                           .head_dim = 32,
+                           .head_dim = subject().small_head_dim(),
                            .num_kv_heads = 3,
                            .kinds = {1, 0, 1},
                            .contexts = {6 * kTileTokens, 5 * kTileTokens},
@@ -156,7 +156,7 @@ TEST_P(PrefillParity, BitsDependOnNoNeighbour) {
 
 TEST(PrefillParityCases, PlantedErrorsAreCaught) {
   // One key more or less at either edge, in the expected counts themselves.
-  AttentionCase c = {.head_dim = 32, .contexts = {331}, .num_queries = 70};
+  AttentionCase c = {.head_dim = subject().small_head_dim(), .contexts = {331}, .num_queries = 70};
   c.sink_end = 65;
   c.window = 64;
   const PagePlan plan = MakePlan(c);

@@ -78,16 +78,14 @@ ConstMatrixView View(const ConstMatrix& m) {
 
 }  // namespace
 
-Result<const SequenceView*> CudaBackend::UploadSequences(
-    std::span<const SequencePages> sequences) {
+Result<const SequenceView*> CudaBackend::UploadSequences(std::span<const SequencePages> sequences) {
   if (const void* found = uploads_.Find(sequences.data()); found != nullptr) {
     return static_cast<const SequenceView*>(found);
   }
   std::vector<SequenceView> views(sequences.size());
   for (size_t s = 0; s < sequences.size(); ++s) {
     for (const Way way : kWays) {
-      views[s].pages[Index(way)] =
-          LS_TRY(uploads_.UploadAnew(sequences[s].pages[Index(way)]));
+      views[s].pages[Index(way)] = LS_TRY(uploads_.UploadAnew(sequences[s].pages[Index(way)]));
     }
   }
   return uploads_.Upload(std::span<const SequenceView>(views), sequences.data());
@@ -105,8 +103,7 @@ Status CudaBackend::AppendKv(const AppendKvParams& params) {
   AppendKvArgs args = {.layer = store.View(params.layer, 1), .dtype = layout.dtype};
   args.sequences = LS_TRY(UploadSequences(params.sequences));
   const std::vector<AppendPiece> pieces = ListPieces(params.ranges);
-  args.pieces = LS_TRY(
-      uploads_.Upload(std::span<const AppendPiece>(pieces), params.ranges.data()));
+  args.pieces = LS_TRY(uploads_.Upload(std::span<const AppendPiece>(pieces), params.ranges.data()));
   args.num_pieces = static_cast<int>(pieces.size());
   args.k = View(params.k);
   args.v = View(params.v);
@@ -118,8 +115,9 @@ Result<AttentionArgs> CudaBackend::MakeAttentionArgs(const AttentionParams& para
   const auto& store = static_cast<const CudaKvStore&>(*params.store);
   const PagePlan& plan = *params.plan;
   uploads_.BeginOp();
-  AttentionArgs args = {.layer = store.View(params.layer, Group(store.layout(), params.num_q_heads)),
-                        .dtype = store.layout().dtype};
+  AttentionArgs args = {
+      .layer = store.View(params.layer, Group(store.layout(), params.num_q_heads)),
+      .dtype = store.layout().dtype};
   args.plan.rows = LS_TRY(uploads_.Upload(std::span(plan.rows)));
   args.plan.runs = LS_TRY(uploads_.Upload(std::span(plan.runs)));
   args.plan.selections = LS_TRY(uploads_.Upload(std::span(plan.selections)));
@@ -161,8 +159,7 @@ Status CudaBackend::DecodeAttention(const AttentionParams& params) {
     limits.num_pages = std::max(limits.num_pages, MostPages(plan, row));
   }
   const AttentionArgs args = LS_TRY(MakeAttentionArgs(params));
-  std::byte* partials =
-      LS_TRY(attention_scratch_.Get(DecodePartialBytes(args, limits), stream_));
+  std::byte* partials = LS_TRY(attention_scratch_.Get(DecodePartialBytes(args, limits), stream_));
   LS_CUDA(LaunchDecodeAttention(args, limits, partials, stream_));
   return Status();
 }
@@ -170,8 +167,8 @@ Status CudaBackend::DecodeAttention(const AttentionParams& params) {
 Status CudaBackend::SelectPages(const SelectPagesParams& params) {
   const auto& store = static_cast<const CudaKvStore&>(*params.store);
   uploads_.BeginOp();
-  SelectPagesArgs args = {
-      .layer = store.View(params.layer, Group(store.layout(), params.num_q_heads))};
+  SelectPagesArgs args = {.layer =
+                              store.View(params.layer, Group(store.layout(), params.num_q_heads))};
   std::vector<PageSelect> requests;
   for (const SelectRequest& request : params.requests) {
     const PageIdx first = std::min<PageIdx>(request.sink_pages, request.num_pages);
@@ -226,10 +223,9 @@ Status CudaBackend::SelectTiles(const SelectTilesParams& params) {
   args.scale = params.scale;
   args.num_requests = 1;
   const size_t each = SelectTilesScratchBytes(args);
-  const size_t at_once = std::clamp<size_t>(kMaxTileScoreBytes / std::max<size_t>(each, 1), 1,
-                                            requests.size());
-  args.scores =
-      reinterpret_cast<float*>(LS_TRY(attention_scratch_.Get(each * at_once, stream_)));
+  const size_t at_once =
+      std::clamp<size_t>(kMaxTileScoreBytes / std::max<size_t>(each, 1), 1, requests.size());
+  args.scores = reinterpret_cast<float*>(LS_TRY(attention_scratch_.Get(each * at_once, stream_)));
   for (size_t done = 0; done < requests.size(); done += at_once) {
     args.requests = first + done;
     args.num_requests = static_cast<int>(std::min(at_once, requests.size() - done));

@@ -1,7 +1,7 @@
 // Times the cache's ops on the GPU, one layer of Llama-3-8B's shape (32 query heads, 8 KV heads,
-// head_dim 128, half of the KV heads streaming): prefill dense, half streaming and with seeded block
-// lists; decode dense and selected, with selection. Decode ops are captured in a graph of several
-// layers, whose pages do not all fit the L2 cache, and replayed. One line per figure; with
+// head_dim 128, half of the KV heads streaming): prefill dense, half streaming and with seeded
+// block lists; decode dense and selected, with selection. Decode ops are captured in a graph of
+// several layers, whose pages do not all fit the L2 cache, and replayed. One line per figure; with
 // a file name also JSON Lines. `cuda_attention_bench [auto|sm80|sm90 [JSON_FILE]]`.
 #include <cuda_runtime_api.h>
 
@@ -34,7 +34,7 @@ constexpr float kScale = 0.08838835f;
 
 struct Figure {
   std::string what;
-  double milliseconds = 0;  // median
+  double milliseconds = 0;   // median
   double low = 0, high = 0;  // of the samples, 10th and 90th percentile
   double flop = 0, bytes = 0;
 };
@@ -48,7 +48,8 @@ class Bench {
     std::printf("%s\n", Describe(gpu_).c_str());
     LS_TRY(MakeInputs());
     for (const int64_t tokens : {int64_t{32768}, int64_t{131072}}) LS_TRY(Prefill(tokens));
-    for (const auto& [tokens, batch] : {std::pair<int64_t, int>{131072, 1}, {262144, 1}, {131072, 8}}) {
+    for (const auto& [tokens, batch] :
+         {std::pair<int64_t, int>{131072, 1}, {262144, 1}, {131072, 8}}) {
       for (const DType dtype : {DType::kBf16, DType::kInt8, DType::kInt4}) {
         LS_TRY(Decode(tokens, batch, dtype));
       }
@@ -114,10 +115,11 @@ class Bench {
     for (int layer = 0; layer < layers; ++layer) {
       for (int s = 0; s < batch; ++s) {
         for (int64_t first = 0; first < tokens; first += kQueryRows) {
-          const RowRange range = {.sequence = s,
-                                  .first_row = 0,
-                                  .num_rows = static_cast<int>(std::min<int64_t>(kQueryRows, tokens - first)),
-                                  .first_position = first};
+          const RowRange range = {
+              .sequence = s,
+              .first_row = 0,
+              .num_rows = static_cast<int>(std::min<int64_t>(kQueryRows, tokens - first)),
+              .first_position = first};
           const int64_t cols = kKvHeads * kHeadDim;
           const float* data = q_.as<float>();
           LS_TRY(backend_->AppendKv(
@@ -214,9 +216,9 @@ class Bench {
                                          .sequences = cache.sequences,
                                          .plan = &plan});
     };
-    const std::string what = StrCat(
-        "prefill ", tokens / 1024, "K ", streaming ? "half streaming" : "dense",
-        density < 1 ? StrCat(", lists of ", static_cast<int>(density * 100), "%") : "");
+    const std::string what =
+        StrCat("prefill ", tokens / 1024, "K ", streaming ? "half streaming" : "dense",
+               density < 1 ? StrCat(", lists of ", static_cast<int>(density * 100), "%") : "");
     return Report(what, 1, 4.0 * keys * kHeadDim, 0, run, tokens > 65536 ? 3 : 7);
   }
 
@@ -232,26 +234,29 @@ class Bench {
     const int64_t tiles = tokens / kTileTokens;
     const int capacity = static_cast<int>(tiles / 2 + 1);
     const Buffer counts = LS_TRY(backend_->Allocate(static_cast<size_t>(entries) * sizeof(int)));
-    const Buffer runs = LS_TRY(
-        backend_->Allocate(static_cast<size_t>(entries * capacity) * sizeof(PageRun)));
+    const Buffer runs =
+        LS_TRY(backend_->Allocate(static_cast<size_t>(entries * capacity) * sizeof(PageRun)));
     for (int64_t tile = 0; tile < tiles; ++tile) {
-      requests.push_back({.first_query = static_cast<int>(tile * kTileTokens % kQueryRows),
-                          .first_position = tile * kTileTokens,
-                          .threshold = 0.9,
-                          .table = {.capacity = capacity,
-                                    .num_runs = counts.as<int>(),
-                                    .runs = runs.as<PageRun>()}});
+      requests.push_back(
+          {.first_query = static_cast<int>(tile * kTileTokens % kQueryRows),
+           .first_position = tile * kTileTokens,
+           .threshold = 0.9,
+           .table = {
+               .capacity = capacity, .num_runs = counts.as<int>(), .runs = runs.as<PageRun>()}});
     }
     backend_->BeginStep();
-    return Report(StrCat("select_tiles ", tokens / 1024, "K"), 1, 0, 0, [&] {
-      return backend_->SelectTiles({.q = Queries(kQueryRows),
-                                    .num_q_heads = kQHeads,
-                                    .scale = kScale,
-                                    .store = cache.store.get(),
-                                    .layer = 0,
-                                    .sequences = cache.sequences,
-                                    .requests = requests});
-    }, 3);
+    return Report(
+        StrCat("select_tiles ", tokens / 1024, "K"), 1, 0, 0,
+        [&] {
+          return backend_->SelectTiles({.q = Queries(kQueryRows),
+                                        .num_q_heads = kQHeads,
+                                        .scale = kScale,
+                                        .store = cache.store.get(),
+                                        .layer = 0,
+                                        .sequences = cache.sequences,
+                                        .requests = requests});
+        },
+        3);
   }
 
   Status Decode(int64_t tokens, int batch, DType dtype) {
@@ -259,22 +264,23 @@ class Bench {
     // the statistics of eight layers are 134 MB.
     const int layers = batch > 1 ? 1 : 8;
     const Cache cache = LS_TRY(Fill(tokens, batch, dtype, layers, kKvHeads / 2));
-    const std::string shape =
-        StrCat(tokens / 1024, "K x ", batch, " ", Name(dtype));
+    const std::string shape = StrCat(tokens / 1024, "K x ", batch, " ", Name(dtype));
     const double head_bytes = static_cast<double>(cache.layout.way(Way::kRetrieval).head_bytes.kv);
     const double pages = static_cast<double>(NumPages(tokens));
     PagePlan dense, sparse;
     std::vector<SelectRequest> requests;
     const int entries = cache.layout.way(Way::kRetrieval).num_entries;
     const int capacity = kBudgetPages;
-    const size_t table_bytes = static_cast<size_t>(entries) * (sizeof(int) + sizeof(PageRun) * static_cast<size_t>(capacity));
+    const size_t table_bytes = static_cast<size_t>(entries) *
+                               (sizeof(int) + sizeof(PageRun) * static_cast<size_t>(capacity));
     const Buffer tables = LS_TRY(backend_->Allocate(table_bytes * static_cast<size_t>(batch)));
     for (int s = 0; s < batch; ++s) {
       std::byte* at = tables.as<std::byte>() + table_bytes * static_cast<size_t>(s);
       const SelectionTable table = {
           .capacity = capacity,
           .max_pages = kBudgetPages,
-          .num_runs = reinterpret_cast<int*>(at + sizeof(PageRun) * static_cast<size_t>(entries * capacity)),
+          .num_runs = reinterpret_cast<int*>(at + sizeof(PageRun) *
+                                                      static_cast<size_t>(entries * capacity)),
           .runs = reinterpret_cast<PageRun*>(at)};
       requests.push_back({.sequence = s,
                           .query_row = s,
@@ -331,15 +337,17 @@ class Bench {
       }
       return Status();
     };
-    LS_TRY(Report(StrCat("decode dense ", shape), layers, 0, head_bytes * pages * kKvHeads * batch,
-                  [&] { return attend(dense); }, 15));
+    LS_TRY(Report(
+        StrCat("decode dense ", shape), layers, 0, head_bytes * pages * kKvHeads * batch,
+        [&] { return attend(dense); }, 15));
     LS_TRY(Report(StrCat("decode select ", shape), layers, 0,
                   pages * batch * kKvHeads / 2 *
                       static_cast<double>(cache.layout.way(Way::kRetrieval).head_bytes.stats),
                   select, 15));
-    return Report(StrCat("decode sparse ", shape), layers, 0,
-                  head_bytes * batch * (kKvHeads / 2) * (kBudgetPages + 7),
-                  [&] { return attend(sparse); }, 15);
+    return Report(
+        StrCat("decode sparse ", shape), layers, 0,
+        head_bytes * batch * (kKvHeads / 2) * (kBudgetPages + 7), [&] { return attend(sparse); },
+        15);
   }
 
   // Captures `run` in a graph, replays it and prints the time of one of its `parts`.

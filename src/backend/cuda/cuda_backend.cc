@@ -33,10 +33,10 @@ Result<std::unique_ptr<CudaBackend>> CudaBackend::Make(const GpuInfo& gpu,
                                                        const std::string& kernels) {
   constexpr int kFirstSupported = 8;  // bf16 tensor cores and cp.async
   if (gpu.compute_major < kFirstSupported) {
-    return Status(Code::kUnsupported,
-                  StrCat("--device cuda:", gpu.index, ": ", gpu.name, " is sm_", gpu.compute_major,
-                         gpu.compute_minor,
-                         ", expected sm_80 (Ampere) or newer; use --device cpu"));
+    return Status(
+        Code::kUnsupported,
+        StrCat("--device cuda:", gpu.index, ": ", gpu.name, " is sm_", gpu.compute_major,
+               gpu.compute_minor, ", expected sm_80 (Ampere) or newer; use --device cpu"));
   }
   const bool hopper = gpu.compute_major == 9;
   if (kernels != "auto" && kernels != "sm80" && !(kernels == "sm90" && hopper)) {
@@ -45,8 +45,7 @@ Result<std::unique_ptr<CudaBackend>> CudaBackend::Make(const GpuInfo& gpu,
                          hopper ? " or sm90" : "; sm90 needs a Hopper GPU, and this is sm_",
                          hopper ? "" : StrCat(gpu.compute_major, gpu.compute_minor)));
   }
-  const CudaKernels chosen =
-      hopper && kernels != "sm80" ? CudaKernels::kSm90 : CudaKernels::kSm80;
+  const CudaKernels chosen = hopper && kernels != "sm80" ? CudaKernels::kSm90 : CudaKernels::kSm80;
   LS_CUDA(cudaSetDevice(gpu.index));
   cudaStream_t stream = nullptr;
   LS_CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));

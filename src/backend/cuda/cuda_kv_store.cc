@@ -45,9 +45,8 @@ Status Find(const char* name, unsigned version, F* function) {
   LS_CUDA(cudaGetDriverEntryPointByVersion(name, &address, version, cudaEnableDefault, &found));
   if (found != cudaDriverEntryPointSuccess) {
     return Status(Code::kUnsupported,
-                  StrCat("the GPU's driver has no ", name,
-                         ", expected one for CUDA ", version / 1000, ".", version % 1000 / 10,
-                         " or newer; update the driver"));
+                  StrCat("the GPU's driver has no ", name, ", expected one for CUDA ",
+                         version / 1000, ".", version % 1000 / 10, " or newer; update the driver"));
   }
   *function = reinterpret_cast<F>(address);
   return Status();
@@ -103,9 +102,9 @@ Result<std::unique_ptr<CudaKvStore>> CudaKvStore::Make(const KvLayout& layout,
   std::unique_ptr<CudaKvStore> store(new CudaKvStore(layout, device, stream));
   const CUmemAllocationProp properties = BlockProperties(device);
   size_t granularity = 0;
-  LS_TRY(DriverStatus(TheDriver().granularity(&granularity, &properties,
-                                              CU_MEM_ALLOC_GRANULARITY_RECOMMENDED),
-                      "cuMemGetAllocationGranularity"));
+  LS_TRY(DriverStatus(
+      TheDriver().granularity(&granularity, &properties, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED),
+      "cuMemGetAllocationGranularity"));
   store->block_bytes_ = RoundUp(kMinBlockBytes, granularity);
   for (const Way way : kWays) LS_TRY(store->Reserve(way, max_pages[Index(way)]));
   LS_TRY(store->UploadHeads());
@@ -222,8 +221,7 @@ void CudaKvStore::CopyPage(Way way, PageId from, PageId to, int num_tokens) {
   const std::byte* source = base + static_cast<size_t>(from) * region.page_stride;
   std::byte* target = base + static_cast<size_t>(to) * region.page_stride;
   // Errors are sticky: the next op reports them.
-  static_cast<void>(
-      cudaMemcpyAsync(target, source, w.kv_bytes, cudaMemcpyDeviceToDevice, stream_));
+  static_cast<void>(cudaMemcpyAsync(target, source, w.kv_bytes, cudaMemcpyDeviceToDevice, stream_));
   if (w.stats_bytes == 0) return;
   for (int layer = 0; layer < layout().num_layers; ++layer) {
     static_cast<void>(LaunchRebuildStats(View(layer, 1).ways[Index(way)], layout().dtype,
@@ -243,12 +241,11 @@ Status EncodeMap(std::byte* base,
                  CUtensorMap* map) {
   cuuint32_t steps[kRank];
   std::fill_n(steps, kRank, 1u);
-  return DriverStatus(
-      TheDriver().encode_tiled(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kRank, base, sizes, strides,
-                               box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                               CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                               CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
-      "cuTensorMapEncodeTiled");
+  return DriverStatus(TheDriver().encode_tiled(
+                          map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kRank, base, sizes, strides, box,
+                          steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                          CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
+                      "cuTensorMapEncodeTiled");
 }
 
 }  // namespace

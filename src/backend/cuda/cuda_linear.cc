@@ -44,8 +44,8 @@ Result<LinearWeight> CudaBackend::PackLinear(std::span<const WeightPart> parts,
                   StrCat("weights of dtype ", Name(weight.dtype), ", expected bf16, f16 or f32"));
   }
   const int64_t element_bytes = BitsOf(weight.dtype) / 8;
-  weight.data = LS_TRY(
-      Allocate(static_cast<size_t>(weight.out_features * in_features * element_bytes)));
+  weight.data =
+      LS_TRY(Allocate(static_cast<size_t>(weight.out_features * in_features * element_bytes)));
   std::byte* to = weight.data.as<std::byte>();
   for (const WeightPart& part : parts) {
     const size_t bytes = static_cast<size_t>(part.rows * in_features * element_bytes);
@@ -120,8 +120,7 @@ Status CudaBackend::MultiplyMatrix(const LinearParams& params) {
     }
     LS_CUBLAS(cublasGemmEx(cublas_, CUBLAS_OP_T, CUBLAS_OP_N, m, n, k, &one, weight, CUDA_R_32F, k,
                            params.x.data, CUDA_R_32F, static_cast<int>(params.x.stride), &beta, y,
-                           CUDA_R_32F, y_stride, CUBLAS_COMPUTE_32F_PEDANTIC,
-                           CUBLAS_GEMM_DEFAULT));
+                           CUDA_R_32F, y_stride, CUBLAS_COMPUTE_32F_PEDANTIC, CUBLAS_GEMM_DEFAULT));
   }
   if (w.bias.data != nullptr) {
     LS_CUDA(LaunchAddBias({y, params.y.stride}, params.y.rows, w.out_features, w.bias.as<float>(),

@@ -16,7 +16,7 @@ constexpr int kMaxHeadDim = 128;
 constexpr int kPerLane = kMaxHeadDim / kWarp;
 
 struct Shared {
-  __nv_bfloat16 keys[kPageTokens][kMaxHeadDim];  // as stored, dequantised
+  __nv_bfloat16 keys[kPageTokens][kMaxHeadDim];   // as stored, dequantised
   uint16_t values[kMaxHeadDim][kPageTokens + 1];  // bf16 bits or codes; odd rows: no bank conflict
 };
 
@@ -202,10 +202,17 @@ cudaError_t LaunchAppendKv(const AppendKvArgs& args, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(args.num_pieces),
                   static_cast<unsigned>(args.layer.num_kv_heads));
   switch (args.dtype) {
-    case DType::kBf16: AppendKvKernel<KvType::kBf16><<<grid, kThreads, 0, stream>>>(args); break;
-    case DType::kInt8: AppendKvKernel<KvType::kInt8><<<grid, kThreads, 0, stream>>>(args); break;
-    case DType::kInt4: AppendKvKernel<KvType::kInt4><<<grid, kThreads, 0, stream>>>(args); break;
-    default: return cudaErrorInvalidValue;
+    case DType::kBf16:
+      AppendKvKernel<KvType::kBf16><<<grid, kThreads, 0, stream>>>(args);
+      break;
+    case DType::kInt8:
+      AppendKvKernel<KvType::kInt8><<<grid, kThreads, 0, stream>>>(args);
+      break;
+    case DType::kInt4:
+      AppendKvKernel<KvType::kInt4><<<grid, kThreads, 0, stream>>>(args);
+      break;
+    default:
+      return cudaErrorInvalidValue;
   }
   return cudaGetLastError();
 }
@@ -222,10 +229,17 @@ cudaError_t LaunchRebuildStats(const WayView& way,
     kernel<<<slots, kThreads, 0, stream>>>(way, head_dim, page, num_tokens);
   };
   switch (dtype) {
-    case DType::kBf16: launch(RebuildStatsKernel<KvType::kBf16>); break;
-    case DType::kInt8: launch(RebuildStatsKernel<KvType::kInt8>); break;
-    case DType::kInt4: launch(RebuildStatsKernel<KvType::kInt4>); break;
-    default: return cudaErrorInvalidValue;
+    case DType::kBf16:
+      launch(RebuildStatsKernel<KvType::kBf16>);
+      break;
+    case DType::kInt8:
+      launch(RebuildStatsKernel<KvType::kInt8>);
+      break;
+    case DType::kInt4:
+      launch(RebuildStatsKernel<KvType::kInt4>);
+      break;
+    default:
+      return cudaErrorInvalidValue;
   }
   return cudaGetLastError();
 }

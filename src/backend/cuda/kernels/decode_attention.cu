@@ -6,8 +6,8 @@
 // Memory is the bound, so the pages go straight from global memory into fragments, 16 bytes per
 // lane and load, with no shared memory between: scores are S^T = K Q^T and outputs O^T = V^T P^T
 // (K and V^T as A, 16 rows; columns as B, 8), and the order of the summed axis is free, so that a
-// lane's 16 bytes of a row are what its fragments hold (see Keys below). P^T becomes the second B by
-// movmatrix. Accumulators: 8 columns of D, a quarter of what rows of 16 queries would take.
+// lane's 16 bytes of a row are what its fragments hold (see Keys below). P^T becomes the second B
+// by movmatrix. Accumulators: 8 columns of D, a quarter of what rows of 16 queries would take.
 //
 // Grid: x = split, y = slot, z = (row, columns by kColumns). Splits: a row's pages are dealt to
 // min(kMaxSplits, ceil(pages / kWarps)) blocks in contiguous shares, within a block to its warps in
@@ -54,13 +54,13 @@ struct Partial {
 template <int D>
 __device__ Partial<D>* PartialAt(
     std::byte* partials, int z, int slot, int num_slots, int max_splits, int split) {
-  return reinterpret_cast<Partial<D>*>(partials) +
-         (int64_t{z} * num_slots + slot) * max_splits + split;
+  return reinterpret_cast<Partial<D>*>(partials) + (int64_t{z} * num_slots + slot) * max_splits +
+         split;
 }
 
-// Fragments of 32 keys. With r = lane / 4 and j = lane % 4, lane (r, j) holds of tile t (8 keys) the
-// key 8 (r / 2) + 2 t + r % 2, elements 32 c + 8 j .. + 7, and of V^T row d the keys 8 j .. 8 j + 7:
-// pair t of them are the keys that row 2 j and 2 j + 1 of tile t stand for.
+// Fragments of 32 keys. With r = lane / 4 and j = lane % 4, lane (r, j) holds of tile t (8 keys)
+// the key 8 (r / 2) + 2 t + r % 2, elements 32 c + 8 j .. + 7, and of V^T row d the keys 8 j .. 8 j
+// + 7: pair t of them are the keys that row 2 j and 2 j + 1 of tile t stand for.
 __device__ int KeyOf(int tile, int r) {
   return 8 * (r / 2) + 2 * tile + r % 2;
 }
@@ -368,7 +368,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
 
 // One block per (slot, row, columns): merges the splits in their order and divides.
 template <int D>
-__global__ void MergeSplitsKernel(AttentionArgs args, int chunks, int max_splits, std::byte* partials) {
+__global__ void MergeSplitsKernel(AttentionArgs args,
+                                  int chunks,
+                                  int max_splits,
+                                  std::byte* partials) {
   const int slot = blockIdx.x, z = blockIdx.y;
   const Work work = FindWork(args, chunks, z, slot);
   if (!work.any) return;
@@ -428,11 +431,16 @@ cudaError_t LaunchType(const AttentionArgs& args,
                        std::byte* partials,
                        cudaStream_t stream) {
   switch (args.layer.head_dim) {
-    case 32: return Launch<T, 32>(args, limits, partials, stream);
-    case 64: return Launch<T, 64>(args, limits, partials, stream);
-    case 96: return Launch<T, 96>(args, limits, partials, stream);
-    case 128: return Launch<T, 128>(args, limits, partials, stream);
-    default: return cudaErrorInvalidValue;
+    case 32:
+      return Launch<T, 32>(args, limits, partials, stream);
+    case 64:
+      return Launch<T, 64>(args, limits, partials, stream);
+    case 96:
+      return Launch<T, 96>(args, limits, partials, stream);
+    case 128:
+      return Launch<T, 128>(args, limits, partials, stream);
+    default:
+      return cudaErrorInvalidValue;
   }
 }
 
@@ -452,10 +460,14 @@ cudaError_t LaunchDecodeAttention(const AttentionArgs& args,
                                   cudaStream_t stream) {
   if (args.plan.num_rows == 0) return cudaSuccess;
   switch (args.dtype) {
-    case DType::kBf16: return LaunchType<KvType::kBf16>(args, limits, partials, stream);
-    case DType::kInt8: return LaunchType<KvType::kInt8>(args, limits, partials, stream);
-    case DType::kInt4: return LaunchType<KvType::kInt4>(args, limits, partials, stream);
-    default: return cudaErrorInvalidValue;
+    case DType::kBf16:
+      return LaunchType<KvType::kBf16>(args, limits, partials, stream);
+    case DType::kInt8:
+      return LaunchType<KvType::kInt8>(args, limits, partials, stream);
+    case DType::kInt4:
+      return LaunchType<KvType::kInt4>(args, limits, partials, stream);
+    default:
+      return cudaErrorInvalidValue;
   }
 }
 

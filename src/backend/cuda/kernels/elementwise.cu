@@ -43,7 +43,8 @@ __device__ float BlockSum(float x, float* shared) {
 }
 
 // One block per slice of a row.
-__global__ void RmsNormKernel(ConstMatrixView x, const float* weight, float eps, int n, MatrixView y) {
+__global__ void RmsNormKernel(
+    ConstMatrixView x, const float* weight, float eps, int n, MatrixView y) {
   __shared__ float shared[kThreads / kWarp];
   const float* from = x.data + blockIdx.x * x.stride + int64_t{blockIdx.y} * n;
   float* to = y.data + blockIdx.x * y.stride + int64_t{blockIdx.y} * n;
@@ -97,10 +98,17 @@ cudaError_t LaunchGatherRows(const void* table,
                                                               out);
   };
   switch (dtype) {
-    case DType::kBf16: launch(static_cast<const __nv_bfloat16*>(table)); break;
-    case DType::kF16: launch(static_cast<const __half*>(table)); break;
-    case DType::kF32: launch(static_cast<const float*>(table)); break;
-    default: return cudaErrorInvalidValue;
+    case DType::kBf16:
+      launch(static_cast<const __nv_bfloat16*>(table));
+      break;
+    case DType::kF16:
+      launch(static_cast<const __half*>(table));
+      break;
+    case DType::kF32:
+      launch(static_cast<const float*>(table));
+      break;
+    default:
+      return cudaErrorInvalidValue;
   }
   return cudaGetLastError();
 }
@@ -122,7 +130,8 @@ cudaError_t LaunchRmsNorm(ConstMatrixView x,
 cudaError_t LaunchSiluMul(
     ConstMatrixView x, int64_t rows, int64_t n, MatrixView y, cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
-  const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>((n + kThreads - 1) / kThreads));
+  const dim3 grid(static_cast<unsigned>(rows),
+                  static_cast<unsigned>((n + kThreads - 1) / kThreads));
   SiluMulKernel<<<grid, kThreads, 0, stream>>>(x, n, y);
   return cudaGetLastError();
 }

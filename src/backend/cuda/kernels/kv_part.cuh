@@ -84,13 +84,15 @@ __device__ inline uint4 LoadEight(const std::byte* row, int first, ScaleOf scale
   } else if constexpr (T == KvType::kInt8) {
     const uint2 codes = *reinterpret_cast<const uint2*>(row + first);
     const auto pair = [&](uint32_t word, int shift, int i) {
-      return DequantizePair(word >> shift & 0xff, scale(i), word >> (shift + 8) & 0xff, scale(i + 1));
+      return DequantizePair(word >> shift & 0xff, scale(i), word >> (shift + 8) & 0xff,
+                            scale(i + 1));
     };
     return {pair(codes.x, 0, 0), pair(codes.x, 16, 2), pair(codes.y, 0, 4), pair(codes.y, 16, 6)};
   } else {
     const uint32_t codes = *reinterpret_cast<const uint32_t*>(row + first / 2);
     const auto pair = [&](int shift, int i) {
-      return DequantizePair(codes >> shift & 0xf, scale(i), codes >> (shift + 4) & 0xf, scale(i + 1));
+      return DequantizePair(codes >> shift & 0xf, scale(i), codes >> (shift + 4) & 0xf,
+                            scale(i + 1));
     };
     return {pair(0, 0), pair(8, 2), pair(16, 4), pair(24, 6)};
   }

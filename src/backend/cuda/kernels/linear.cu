@@ -102,7 +102,8 @@ __global__ void __launch_bounds__(kThreads) GemvPlainKernel(GemvArgs args) {
     const float weight = ToFloat(w[i]);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      sums[r] = fmaf(weight, ToFloat(static_cast<const X*>(args.x)[r * args.x_stride + i]), sums[r]);
+      sums[r] =
+          fmaf(weight, ToFloat(static_cast<const X*>(args.x)[r * args.x_stride + i]), sums[r]);
     }
   }
   StoreRow(args, out, sums);
@@ -147,15 +148,24 @@ __global__ void AddBiasKernel(MatrixView y, int64_t cols, const float* bias) {
 
 cudaError_t LaunchGemv(const GemvArgs& args, cudaStream_t stream) {
   switch (args.rows) {
-    case 1: return LaunchRows<1>(args, stream);
-    case 2: return LaunchRows<2>(args, stream);
-    case 3: return LaunchRows<3>(args, stream);
-    case 4: return LaunchRows<4>(args, stream);
-    case 5: return LaunchRows<5>(args, stream);
-    case 6: return LaunchRows<6>(args, stream);
-    case 7: return LaunchRows<7>(args, stream);
-    case 8: return LaunchRows<8>(args, stream);
-    default: return cudaErrorInvalidValue;
+    case 1:
+      return LaunchRows<1>(args, stream);
+    case 2:
+      return LaunchRows<2>(args, stream);
+    case 3:
+      return LaunchRows<3>(args, stream);
+    case 4:
+      return LaunchRows<4>(args, stream);
+    case 5:
+      return LaunchRows<5>(args, stream);
+    case 6:
+      return LaunchRows<6>(args, stream);
+    case 7:
+      return LaunchRows<7>(args, stream);
+    case 8:
+      return LaunchRows<8>(args, stream);
+    default:
+      return cudaErrorInvalidValue;
   }
 }
 

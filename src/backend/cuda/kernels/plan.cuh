@@ -1,4 +1,5 @@
-// How kernels walk a PagePlan (attention/page_plan.h): the device's twin of ForEachPage and Visible.
+// How kernels walk a PagePlan (attention/page_plan.h): the device's twin of ForEachPage and
+// Visible.
 #pragma once
 
 #include "backend/cuda/device_views.h"

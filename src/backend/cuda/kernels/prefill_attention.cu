@@ -59,17 +59,16 @@ __device__ void CopyRows(uint16_t (&to)[kRows][kStride], const std::byte* from, 
     if constexpr (T == KvType::kBf16) {
       CopyAsync(&to[row][first], from + row * kRowBytes + size_t{2} * first);
     } else {
-      *reinterpret_cast<uint4*>(&to[row][first]) = LoadEight<T>(
-          from + row * kRowBytes, first, [&](int e) { return scale(row, first + e); });
+      *reinterpret_cast<uint4*>(&to[row][first]) =
+          LoadEight<T>(from + row * kRowBytes, first, [&](int e) { return scale(row, first + e); });
     }
   }
 }
 
 template <KvType T, int D>
 __device__ void CopyKeys(Shared<D>& shared, const std::byte* kv) {
-  CopyRows<T, kPageTokens, D>(shared.k, kv, [&](int token, int) {
-    return __half22float2(Scales<T>(kv, D)[token]);
-  });
+  CopyRows<T, kPageTokens, D>(
+      shared.k, kv, [&](int token, int) { return __half22float2(Scales<T>(kv, D)[token]); });
 }
 
 template <KvType T, int D>
@@ -121,7 +120,9 @@ __device__ void Scores(const Shared<D>& shared, int warp, float (&s)[kRowTiles][
 
 // Scores become weights; the state is rescaled to the new maximum.
 template <int D>
-__device__ void Softmax(float scale_log2, WarpState<D>* state, float (&s)[kRowTiles][kKeyTiles][4]) {
+__device__ void Softmax(float scale_log2,
+                        WarpState<D>* state,
+                        float (&s)[kRowTiles][kKeyTiles][4]) {
 #pragma unroll
   for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
@@ -314,11 +315,16 @@ cudaError_t Launch(const AttentionArgs& args, cudaStream_t stream) {
 template <KvType T>
 cudaError_t LaunchType(const AttentionArgs& args, cudaStream_t stream) {
   switch (args.layer.head_dim) {
-    case 32: return Launch<T, 32>(args, stream);
-    case 64: return Launch<T, 64>(args, stream);
-    case 96: return Launch<T, 96>(args, stream);
-    case 128: return Launch<T, 128>(args, stream);
-    default: return cudaErrorInvalidValue;
+    case 32:
+      return Launch<T, 32>(args, stream);
+    case 64:
+      return Launch<T, 64>(args, stream);
+    case 96:
+      return Launch<T, 96>(args, stream);
+    case 128:
+      return Launch<T, 128>(args, stream);
+    default:
+      return cudaErrorInvalidValue;
   }
 }
 
@@ -331,10 +337,14 @@ bool HasAttentionKernels(int head_dim) {
 cudaError_t LaunchPrefillAttention(const AttentionArgs& args, cudaStream_t stream) {
   if (args.plan.num_rows == 0) return cudaSuccess;
   switch (args.dtype) {
-    case DType::kBf16: return LaunchType<KvType::kBf16>(args, stream);
-    case DType::kInt8: return LaunchType<KvType::kInt8>(args, stream);
-    case DType::kInt4: return LaunchType<KvType::kInt4>(args, stream);
-    default: return cudaErrorInvalidValue;
+    case DType::kBf16:
+      return LaunchType<KvType::kBf16>(args, stream);
+    case DType::kInt8:
+      return LaunchType<KvType::kInt8>(args, stream);
+    case DType::kInt4:
+      return LaunchType<KvType::kInt4>(args, stream);
+    default:
+      return cudaErrorInvalidValue;
   }
 }
 

@@ -330,9 +330,12 @@ cudaError_t LaunchPrefillAttentionSm90(const AttentionArgs& args,
                                        cudaStream_t stream) {
   if (args.plan.num_rows == 0) return cudaSuccess;
   switch (args.layer.head_dim) {
-    case 64: return Launch<64>(args, maps, stream);
-    case 128: return Launch<128>(args, maps, stream);
-    default: return cudaErrorInvalidValue;
+    case 64:
+      return Launch<64>(args, maps, stream);
+    case 128:
+      return Launch<128>(args, maps, stream);
+    default:
+      return cudaErrorInvalidValue;
   }
 }
 

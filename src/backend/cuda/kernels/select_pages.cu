@@ -29,8 +29,8 @@ static_assert(kBuckets == kChoiceThreads, "a thread has a bucket");
 
 __device__ float* ScoresOf(const SelectPagesArgs& args, int request, int slot, int g) {
   const int num_slots = args.layer.ways[0].num_slots;
-  return args.scores + ((int64_t{request} * num_slots + slot) * args.layer.group + g) *
-                           args.max_candidates;
+  return args.scores +
+         ((int64_t{request} * num_slots + slot) * args.layer.group + g) * args.max_candidates;
 }
 
 // The halves of a pair of bf16 that are positive, or those that are negative.
@@ -40,8 +40,9 @@ __device__ uint32_t KeepSign(uint32_t pair, bool positive) {
 }
 
 // With q+ = max(q, 0) and q- = min(q, 0), a bound is q+ . max + q- . min: a product of bf16 numbers
-// on tensor cores, 16 logical pages (4 pages) by 8 query heads. Fragments as in decode_attention.cu:
-// lane (r, j) = (lane / 4, lane % 4) holds elements 32 c + 8 j .. + 7 of rows r and r + 8.
+// on tensor cores, 16 logical pages (4 pages) by 8 query heads. Fragments as in
+// decode_attention.cu: lane (r, j) = (lane / 4, lane % 4) holds elements 32 c + 8 j .. + 7 of rows
+// r and r + 8.
 template <int D>
 __global__ void __launch_bounds__(kScoreWarps* kWarp) ScorePagesKernel(SelectPagesArgs args) {
   const PageSelect& request = args.requests[blockIdx.z];
@@ -67,7 +68,8 @@ __global__ void __launch_bounds__(kScoreWarps* kWarp) ScorePagesKernel(SelectPag
       }
     }
     const int step = static_cast<int>(gridDim.x) * kScoreWarps * kScorePages;
-    for (int first = request.first + (static_cast<int>(blockIdx.x) * kScoreWarps + warp) * kScorePages;
+    for (int first =
+             request.first + (static_cast<int>(blockIdx.x) * kScoreWarps + warp) * kScorePages;
          first < request.last; first += step) {
       const std::byte* rows[2];  // statistics of the lane's two logical pages
 #pragma unroll
@@ -154,8 +156,8 @@ struct CutShared {
 // The k-th largest of values[0, n), 0 < k <= n: non-negative floats, of which `high` is the largest
 // and `low` the smallest. Radix selection over the bits in which these two differ. Thread t has the
 // bucket t from the top.
-__device__ Cut FindCut(
-    const float* values, int n, int k, float low, float high, CutShared* shared) {
+__device__ Cut
+FindCut(const float* values, int n, int k, float low, float high, CutShared* shared) {
   const uint32_t top = __float_as_uint(high), differ = top ^ __float_as_uint(low);
   int shift = differ == 0 ? 0 : 32 - __clz(differ);  // the bits above are all the same
   uint32_t prefix = shift < 32 ? top >> shift : 0;
@@ -268,7 +270,8 @@ __global__ void __launch_bounds__(kChoiceThreads) ChoosePagesKernel(SelectPagesA
     }
   }
   __syncthreads();
-  WriteRuns(bitmap, num_words, 1, request.table, args.layer.ways[0].first_entry + slot, cut_shared.sums);
+  WriteRuns(bitmap, num_words, 1, request.table, args.layer.ways[0].first_entry + slot,
+            cut_shared.sums);
 }
 
 template <int D>
@@ -285,19 +288,28 @@ void LaunchScores(const SelectPagesArgs& args, cudaStream_t stream) {
 
 size_t SelectPagesScratchBytes(const SelectPagesArgs& args) {
   return sizeof(float) * static_cast<size_t>(args.num_requests) *
-         static_cast<size_t>(args.layer.ways[0].num_slots) *
-         static_cast<size_t>(args.layer.group) * static_cast<size_t>(args.max_candidates);
+         static_cast<size_t>(args.layer.ways[0].num_slots) * static_cast<size_t>(args.layer.group) *
+         static_cast<size_t>(args.max_candidates);
 }
 
 cudaError_t LaunchSelectPages(const SelectPagesArgs& args, cudaStream_t stream) {
   if (args.num_requests == 0 || args.layer.ways[0].num_slots == 0) return cudaSuccess;
   if (args.max_candidates > 0) {
     switch (args.layer.head_dim) {
-      case 32: LaunchScores<32>(args, stream); break;
-      case 64: LaunchScores<64>(args, stream); break;
-      case 96: LaunchScores<96>(args, stream); break;
-      case 128: LaunchScores<128>(args, stream); break;
-      default: return cudaErrorInvalidValue;
+      case 32:
+        LaunchScores<32>(args, stream);
+        break;
+      case 64:
+        LaunchScores<64>(args, stream);
+        break;
+      case 96:
+        LaunchScores<96>(args, stream);
+        break;
+      case 128:
+        LaunchScores<128>(args, stream);
+        break;
+      default:
+        return cudaErrorInvalidValue;
     }
   }
   const dim3 grid(static_cast<unsigned>(args.layer.ways[0].num_slots),

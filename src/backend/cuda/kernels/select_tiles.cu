@@ -21,8 +21,8 @@ namespace {
 constexpr int kWarp = 32;
 constexpr int kWarps = 8;
 constexpr int kHeadsAtOnce = 4;  // at most: query heads whose queries lie in shared memory together
-constexpr int kStride = kLogicalPageTokens;            // kTileStride of ops.h
-constexpr int kRows = kTileTokens / kStride;           // of a head's estimate; columns of a tile
+constexpr int kStride = kLogicalPageTokens;   // kTileStride of ops.h
+constexpr int kRows = kTileTokens / kStride;  // of a head's estimate; columns of a tile
 constexpr int kColumnsPerPage = kPageTokens / kStride;
 constexpr int kWarpColumns = 16;
 constexpr int kTilePages = kTileTokens / kPageTokens;
@@ -34,8 +34,8 @@ __device__ int64_t MaxColumns(const SelectTilesArgs& args) {
 }
 __device__ float* ScoresOf(const SelectTilesArgs& args, int request, int slot, int g) {
   const int num_slots = args.layer.ways[0].num_slots;
-  return args.scores + ((int64_t{request} * num_slots + slot) * args.layer.group + g) * kRows *
-                           MaxColumns(args);
+  return args.scores +
+         ((int64_t{request} * num_slots + slot) * args.layer.group + g) * kRows * MaxColumns(args);
 }
 
 // Scores of columns [first, first + 16) for `heads` query heads from `first_head` on, whose queries
@@ -248,8 +248,8 @@ __global__ void __launch_bounds__(kChoiceThreads) ChooseTilesKernel(SelectTilesA
     }
   }
   __syncthreads();
-  WriteRuns(bitmap, num_words, kTilePages, request.table,
-            args.layer.ways[0].first_entry + slot, sums);
+  WriteRuns(bitmap, num_words, kTilePages, request.table, args.layer.ways[0].first_entry + slot,
+            sums);
 }
 
 template <KvType T, int D>
@@ -268,8 +268,8 @@ cudaError_t LaunchEstimate(const SelectTilesArgs& args, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   constexpr int kHeadBytes = kTileTokens * (D + 8) * static_cast<int>(sizeof(uint16_t));
   const int heads = std::min({kHeadsAtOnce, args.layer.group, available / kHeadBytes});
-  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               heads * kHeadBytes);
+  error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, heads * kHeadBytes);
   if (error != cudaSuccess) return error;
   kernel<<<grid, kWarps * kWarp, static_cast<size_t>(heads * kHeadBytes), stream>>>(args, heads);
   return cudaGetLastError();
@@ -278,11 +278,16 @@ cudaError_t LaunchEstimate(const SelectTilesArgs& args, cudaStream_t stream) {
 template <KvType T>
 cudaError_t LaunchEstimateType(const SelectTilesArgs& args, cudaStream_t stream) {
   switch (args.layer.head_dim) {
-    case 32: return LaunchEstimate<T, 32>(args, stream);
-    case 64: return LaunchEstimate<T, 64>(args, stream);
-    case 96: return LaunchEstimate<T, 96>(args, stream);
-    case 128: return LaunchEstimate<T, 128>(args, stream);
-    default: return cudaErrorInvalidValue;
+    case 32:
+      return LaunchEstimate<T, 32>(args, stream);
+    case 64:
+      return LaunchEstimate<T, 64>(args, stream);
+    case 96:
+      return LaunchEstimate<T, 96>(args, stream);
+    case 128:
+      return LaunchEstimate<T, 128>(args, stream);
+    default:
+      return cudaErrorInvalidValue;
   }
 }
 
@@ -290,19 +295,25 @@ cudaError_t LaunchEstimateType(const SelectTilesArgs& args, cudaStream_t stream)
 
 size_t SelectTilesScratchBytes(const SelectTilesArgs& args) {
   return sizeof(float) * static_cast<size_t>(args.num_requests) *
-         static_cast<size_t>(args.layer.ways[0].num_slots) *
-         static_cast<size_t>(args.layer.group) * kRows * kRows *
-         static_cast<size_t>(args.max_tiles);
+         static_cast<size_t>(args.layer.ways[0].num_slots) * static_cast<size_t>(args.layer.group) *
+         kRows * kRows * static_cast<size_t>(args.max_tiles);
 }
 
 cudaError_t LaunchSelectTiles(const SelectTilesArgs& args, cudaStream_t stream) {
   if (args.num_requests == 0 || args.layer.ways[0].num_slots == 0) return cudaSuccess;
   cudaError_t error = cudaErrorInvalidValue;
   switch (args.dtype) {
-    case DType::kBf16: error = LaunchEstimateType<KvType::kBf16>(args, stream); break;
-    case DType::kInt8: error = LaunchEstimateType<KvType::kInt8>(args, stream); break;
-    case DType::kInt4: error = LaunchEstimateType<KvType::kInt4>(args, stream); break;
-    default: break;
+    case DType::kBf16:
+      error = LaunchEstimateType<KvType::kBf16>(args, stream);
+      break;
+    case DType::kInt8:
+      error = LaunchEstimateType<KvType::kInt8>(args, stream);
+      break;
+    case DType::kInt4:
+      error = LaunchEstimateType<KvType::kInt4>(args, stream);
+      break;
+    default:
+      break;
   }
   if (error != cudaSuccess) return error;
   size_t capacity = 2;

@@ -35,8 +35,12 @@ __device__ inline int ExclusiveSum(int x, int* shared, int* total) {
 
 // Writes the set bits of bitmap[0, num_words) as runs of `unit` pages per bit into entry `entry` of
 // the table. All threads of the block; a barrier has made the bitmap visible.
-__device__ inline void WriteRuns(
-    const uint32_t* bitmap, int num_words, int unit, const SelectionTable& table, int entry, int* shared) {
+__device__ inline void WriteRuns(const uint32_t* bitmap,
+                                 int num_words,
+                                 int unit,
+                                 const SelectionTable& table,
+                                 int entry,
+                                 int* shared) {
   PageRun* runs = table.runs + int64_t{entry} * table.capacity;
   int done = 0;
   for (int first = 0; first < num_words; first += blockDim.x) {
