@@ -57,6 +57,9 @@ class Backend {
                                             std::span<const std::byte> data,
                                             std::span<const float> bias);
 
+  // What whoever asks for `format` should hear about this backend, for a log; "": nothing.
+  virtual std::string format_note(WeightFormat /*format*/) const { return {}; }
+
   // Memory that Linear takes for `weight` beside its parameters, at most `rows` rows at a time.
   virtual size_t LinearScratchBytes(const LinearWeight& weight, int64_t rows) const;
 

@@ -1,8 +1,10 @@
 #include "backend/weight_quant.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "base/check.h"
 #include "base/strings.h"
@@ -60,10 +62,10 @@ bool QuantizeWeightGroup(
   *scale = {};
   float step = 0;
   float min = 0;
-  if (format == WeightFormat::kInt8) {
+  if (format != WeightFormat::kInt4) {
+    LS_DCHECK(format != WeightFormat::kAsStored);
     step = std::fmax(-range.low, range.high) / 127.0f;
   } else {
-    LS_DCHECK(format == WeightFormat::kInt4);
     scale->min = Down(range.low);
     min = ToFloat(scale->min);
     step = (range.high - min) / 15.0f;
@@ -81,6 +83,21 @@ bool QuantizeWeightGroup(
   }
   std::memcpy(codes, all, static_cast<size_t>(count));
   return true;
+}
+
+float QuantizeInputGroup(const float* x, int count, int8_t* codes) {
+  LS_DCHECK(count > 0 && count <= kWeightGroup);
+  uint32_t largest_bits = 0;  // magnitudes compare like their bits
+  for (int i = 0; i < count; ++i) {
+    largest_bits = std::max(largest_bits, std::bit_cast<uint32_t>(x[i]) & 0x7fffffffu);
+  }
+  const float largest = std::bit_cast<float>(largest_bits);
+  std::memset(codes, 0, static_cast<size_t>(count));
+  if (!std::isfinite(largest)) return std::numeric_limits<float>::quiet_NaN();
+  if (largest < 0x1p-100f) return 0;
+  const float inverse = 127.0f / largest;
+  for (int i = 0; i < count; ++i) codes[i] = static_cast<int8_t>(std::nearbyint(x[i] * inverse));
+  return largest / 127.0f;
 }
 
 void WidenWeights(const void* row, DType dtype, int64_t first, int count, float* out) {
@@ -111,7 +128,7 @@ Status NotFinite(int64_t row, int64_t first_column) {
 
 DType QuantizedType(WeightFormat format) {
   LS_CHECK(format != WeightFormat::kAsStored);
-  return format == WeightFormat::kInt8 ? DType::kInt8 : DType::kInt4;
+  return format == WeightFormat::kInt4 ? DType::kInt4 : DType::kInt8;
 }
 
 }  // namespace lserve

@@ -69,8 +69,9 @@ Result<WeightFormat> ParseWeightFormat(const std::string& name) {
   if (name == "none") return WeightFormat::kAsStored;
   if (name == "int8") return WeightFormat::kInt8;
   if (name == "int4") return WeightFormat::kInt4;
+  if (name == "w8a8") return WeightFormat::kW8A8;
   return Status(Code::kInvalidArgument,
-                StrCat("--quantization ", name, ": expected none, int8 or int4"));
+                StrCat("--quantization ", name, ": expected none, int8, w8a8 or int4"));
 }
 
 // An explicit ratio cuts the scores anew; otherwise the file's own kinds hold.
@@ -201,6 +202,8 @@ Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) 
   if (!in_memory) parts.tokenizer = LS_TRY(LoadTokenizer(config.model_dir));
   parts.backend = LS_TRY(MakeBackend(
       {.device = config.device, .num_threads = config.num_threads, .cpu_isa = config.cpu_isa}));
+  const std::string note = parts.backend->format_note(weight_format);
+  if (!note.empty()) warnings.push_back(note);
   if (inputs.wrap_backend) parts.backend = inputs.wrap_backend(std::move(parts.backend));
   const std::optional<StreamingHeadsFile> no_heads;
   const HeadKinds kinds = LS_TRY(

@@ -40,8 +40,9 @@ void AppendAsFloat(const TensorInfo& tensor, std::vector<float>* out) {
   }
 }
 
+// Of what is stored: the codes of kInt8 and kW8A8 are the same.
 const char* FormatName(WeightFormat format) {
-  return format == WeightFormat::kInt8 ? "int8" : "int4";
+  return format == WeightFormat::kInt4 ? "int4" : "int8";
 }
 
 // Where the quantised weights of this checkpoint lie: one file per model directory and format, so

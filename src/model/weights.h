@@ -36,9 +36,9 @@ struct WeightOptions {
   std::string cache_dir;
 };
 
-// The format of lm_head: int8 at least (ADR 0011).
+// The format of lm_head: int8 at least (ADR 0011), and its input not quantised (ADR 0021).
 constexpr WeightFormat HeadFormat(WeightFormat format) {
-  return format == WeightFormat::kInt4 ? WeightFormat::kInt8 : format;
+  return format == WeightFormat::kAsStored ? format : WeightFormat::kInt8;
 }
 
 struct LlamaWeights {

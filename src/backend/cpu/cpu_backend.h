@@ -42,6 +42,7 @@ class CpuBackend final : public Backend {
                                     int64_t in_features,
                                     std::span<const std::byte> data,
                                     std::span<const float> bias) override;
+  std::string format_note(WeightFormat format) const override;
   size_t LinearScratchBytes(const LinearWeight& weight, int64_t rows) const override;
   Status Linear(const LinearParams& params) override;
 

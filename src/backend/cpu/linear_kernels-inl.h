@@ -27,6 +27,12 @@ struct Whole {};
 struct Front {
   int64_t n;
 };
+HWY_INLINE int64_t NumLanes(Whole) {
+  return kLanes;
+}
+HWY_INLINE int64_t NumLanes(Front f) {
+  return f.n;
+}
 HWY_INLINE Vec Load(Whole, const float* p) {
   return hn::LoadU(F32(), p);
 }
@@ -286,7 +292,8 @@ HWY_INLINE Vec LoadBf16s(const char* from) {
   return hn::BitCast(F32(), hn::ShiftLeft<16>(hn::PromoteTo(U32(), bits)));
 }
 
-// y = fma(min, sum of x, fma(scale, sum of x q, y)) for one group: the only order there is.
+// y = fma(min, sum of x, fma(scale, sum of x q, y)) for one group: the only order there is. If x is
+// codes, their scale joins the sum first.
 template <int kRows, int kVecs>
 HWY_INLINE void AddGroup(
     const LinearTile& t, int64_t group, bool last, int col, const Vec (&acc)[kRows][kVecs]) {
@@ -302,9 +309,13 @@ HWY_INLINE void AddGroup(
     for (int r = 0; r < kRows; ++r) {
       float* partial = t.partial_out + r * kPanelCols + c;
       Vec sum = first ? hn::Zero(F32()) : hn::LoadU(F32(), partial);
-      sum = hn::MulAdd(scale, acc[r][v], sum);
+      Vec dot = acc[r][v];
+      if (t.x_scales != nullptr) {
+        dot = hn::Mul(dot, hn::Set(F32(), t.x_scales[r * t.x_groups_stride + group]));
+      }
+      sum = hn::MulAdd(scale, dot, sum);
       if (t.x_sums != nullptr) {
-        sum = hn::MulAdd(min, hn::Set(F32(), t.x_sums[r * t.x_sums_stride + group]), sum);
+        sum = hn::MulAdd(min, hn::Set(F32(), t.x_sums[r * t.x_groups_stride + group]), sum);
       }
       if (last) {
         StoreInY(t, sum, r, c);
@@ -456,6 +467,132 @@ void DotGroupsTile(const LinearTile& t) {
   });
 }
 
+// Word 2 i + j of the result is that of column i in step j, for the lower or upper 16 of 32
+// columns.
+struct QuadOrder {
+  alignas(64) uint16_t lower[32];
+  alignas(64) uint16_t upper[32];
+};
+constexpr QuadOrder MakeQuadOrder() {
+  QuadOrder order{};
+  for (uint16_t i = 0; i < 32; ++i) {
+    order.lower[i] = static_cast<uint16_t>(i / 2 + i % 2 * 32);
+    order.upper[i] = static_cast<uint16_t>(order.lower[i] + 16);
+  }
+  return order;
+}
+inline constexpr QuadOrder kQuadOrder = MakeQuadOrder();
+
+// Four K elements of 16 columns each, from the codes of one step or two.
+using Quads = __m512i[4];
+HWY_INLINE void LoadQuads(const char* step, bool has_second, Quads& b) {
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    const char* at = step + half * 64;
+    const __m512i first = _mm512_load_si512(at);
+    const __m512i second =
+        has_second ? _mm512_load_si512(at + PanelInt8::kStepBytes) : _mm512_setzero_si512();
+    b[2 * half] = _mm512_permutex2var_epi16(first, _mm512_load_si512(kQuadOrder.lower), second);
+    b[2 * half + 1] = _mm512_permutex2var_epi16(first, _mm512_load_si512(kQuadOrder.upper), second);
+  }
+}
+
+// sum += the products of four unsigned bytes of a and four signed ones of b, per lane.
+HWY_INLINE void AddQuads(__m512i& sum, __m512i a, __m512i b) {
+  sum = _mm512_dpbusd_epi32(sum, a, b);
+  // GCC 12 would keep copies of the sums in memory, at half the speed.
+  __asm__("" : "+v"(sum));
+}
+
+HWY_INLINE __m512i BroadcastQuad(const char* x) {
+  int quad;
+  __builtin_memcpy(&quad, x, sizeof(quad));
+  return _mm512_set1_epi32(quad);
+}
+
+// What x has too much: 128 for each code of a column.
+HWY_INLINE __m512i QuadOffset() {
+  return _mm512_set1_epi8(static_cast<char>(0x80));
+}
+
+// vpdpbusd multiplies unsigned bytes by signed ones, so x has 128 added and 128 times the sum of a
+// column's codes must go: every sum begins at its negative, which leads an expanded group. kPacked:
+// the codes are as PackLinear made them, and the tile finds that sum itself.
+template <int kRows, bool kPacked>
+void QuadsTileOfRows(const LinearTile& t) {
+  constexpr int kVecs = 4;
+  const char* prefetch = t.prefetch == nullptr ? static_cast<const char*>(t.x) : t.prefetch;
+  const int64_t prefetch_step = 2 * t.prefetch_step;  // of two steps
+  ForGroups(t, [&](int64_t group, int64_t step, int64_t steps, bool last) {
+    const char* w = static_cast<const char*>(t.panel) + group * t.group_stride;
+    const char* x = static_cast<const char*>(t.x) + step * 2;
+    __m512i dot[kRows][kVecs];
+    [[maybe_unused]] __m512i offset[kVecs];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) {
+      offset[v] = kPacked ? _mm512_setzero_si512() : _mm512_load_si512(w + v * 64);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) dot[r][v] = offset[v];
+    }
+    if (!kPacked) w += kPanelCols * 4;
+    for (int64_t s = 0; s < steps; s += 2) {
+      Quads b;
+      if (kPacked) {
+        LoadQuads(w, s + 1 < steps, b);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVecs; ++v) AddQuads(offset[v], QuadOffset(), b[v]);
+      } else {
+#pragma GCC unroll 4
+        for (int v = 0; v < kVecs; ++v) {
+          _mm_prefetch(prefetch + v * 64, _MM_HINT_T1);
+          b[v] = _mm512_load_si512(w + v * 64);
+        }
+        prefetch += prefetch_step;
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const __m512i a = BroadcastQuad(x + r * t.x_stride);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVecs; ++v) AddQuads(dot[r][v], a, b[v]);
+      }
+      w += kPanelCols * 4;
+      x += 4;
+    }
+    Vec acc[kRows][kVecs];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVecs; ++v) {
+        if (kPacked) dot[r][v] = _mm512_sub_epi32(dot[r][v], offset[v]);
+        acc[r][v].raw = _mm512_cvtepi32_ps(dot[r][v]);
+      }
+    }
+    AddGroup<kRows, kVecs>(t, group, last, 0, acc);
+  });
+}
+
+void ExpandQuads(const void* codes, int64_t steps, void* out) {
+  const char* from = static_cast<const char*>(codes);
+  char* to = static_cast<char*>(out) + kPanelCols * 4;
+  __m512i offset[4] = {};
+  for (int64_t s = 0; s < steps; s += 2) {
+    Quads b;
+    LoadQuads(from, s + 1 < steps, b);
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) {
+      AddQuads(offset[v], QuadOffset(), b[v]);
+      _mm512_store_si512(to + v * 64, b[v]);
+    }
+    from += 2 * PanelInt8::kStepBytes;
+    to += kPanelCols * 4;
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < 4; ++v) {
+    _mm512_store_si512(static_cast<char*>(out) + v * 64,
+                       _mm512_sub_epi32(_mm512_setzero_si512(), offset[v]));
+  }
+}
+
 template <class Panel>
 void ExpandPanel(const char* codes, int64_t steps, char* out) {
   for (int64_t s = 0; s < steps; ++s) {
@@ -493,8 +630,8 @@ void Expand(WeightKind kind, const void* codes, int64_t steps, void* out) {
   return kind == WeightKind::kInt8 ? ExpandPanel<DotInt8>(from, steps, to)
                                    : ExpandPanel<DotInt4>(from, steps, to);
 #else
-  return kind == WeightKind::kInt8 ? ExpandPanel<PanelInt8>(from, steps, to)
-                                   : ExpandPanel<PanelInt4>(from, steps, to);
+  return kind == WeightKind::kInt4 ? ExpandPanel<PanelInt4>(from, steps, to)
+                                   : ExpandPanel<PanelInt8>(from, steps, to);
 #endif
 }
 
@@ -526,11 +663,14 @@ void QuantizedTileOfRows(WeightKind kind, const LinearTile& t) {
 #if defined(__AVX512BF16__)
   if (kind == WeightKind::kInt8) return DotGroupsTile<DotInt8, kRows>(t);
   if (kind == WeightKind::kInt4) return DotGroupsTile<DotInt4, kRows>(t);
+  if constexpr (kRows <= kMaxPackedQuadRows) {
+    if (kind == WeightKind::kW8A8) return QuadsTileOfRows<kRows, true>(t);
+  }
   return DotGroupsTile<DotBf16, kRows>(t);
 #else
-  if (kind == WeightKind::kInt8) return FloatGroupsTile<PanelInt8, kRows>(t);
   if (kind == WeightKind::kInt4) return FloatGroupsTile<PanelInt4, kRows>(t);
-  return FloatGroupsTile<PanelBf16, kRows>(t);
+  if (kind == WeightKind::kBf16) return FloatGroupsTile<PanelBf16, kRows>(t);
+  return FloatGroupsTile<PanelInt8, kRows>(t);
 #endif
 }
 
@@ -551,6 +691,7 @@ void TileOfRows(WeightKind kind, const LinearTile& t) {
       return FloatTile<PanelF32, kRows>(t);
     case WeightKind::kInt8:
     case WeightKind::kInt4:
+    case WeightKind::kW8A8:
       break;  // QuantizedTile
   }
 }
@@ -586,6 +727,12 @@ void Tile(WeightKind kind, const LinearTile& t) {
 void QuantizedTile(WeightKind kind, const LinearTile& t) {
   SwitchOnRows(t.rows, [&](auto rows) { QuantizedTileOfRows<decltype(rows)::kCount>(kind, t); });
 }
+
+#if defined(__AVX512BF16__)
+void QuadsTile(const LinearTile& t) {
+  SwitchOnRows(t.rows, [&](auto rows) { QuadsTileOfRows<decltype(rows)::kCount, false>(t); });
+}
+#endif
 
 // ---- x -----------------------------------------------------------------------------------------
 
@@ -624,6 +771,51 @@ void ConvertX(WeightKind kind, const float* x, int64_t k, void* out) {
   float* to = static_cast<float*>(out);
   ForVectors(k, [&](int64_t i, auto part) { Store(part, RoundToBf16(Load(part, x + i)), to + i); });
   if (padded > k) to[k] = 0;
+#endif
+}
+
+// Codes [i, i + kLanes) of a row, as the tiles of kW8A8 read them.
+template <class Part>
+HWY_INLINE void StoreCodes(Part part, hn::Vec<I32> code, int64_t i, void* codes) {
+#if defined(__AVX512BF16__)
+  const __m512i shifted = _mm512_add_epi32(code.raw, _mm512_set1_epi32(128));
+  const __mmask16 mask = static_cast<__mmask16>((1u << NumLanes(part)) - 1u);
+  _mm512_mask_cvtepi32_storeu_epi8(static_cast<uint8_t*>(codes) + i, mask, shifted);
+#else
+  Store(part, hn::ConvertTo(F32(), code), static_cast<float*>(codes) + i);
+#endif
+}
+
+// The arithmetic of QuantizeInputGroup, operation by operation.
+void QuantizeX(const float* x, int64_t k, void* codes, float* scales) {
+  constexpr int64_t kGroup = kGroupSteps * 2;
+  constexpr int32_t kInfinity = 0x7f800000;
+  for (int64_t first = 0; first < k; first += kGroup) {
+    const int64_t count = k - first < kGroup ? k - first : kGroup;
+    // Magnitudes compare like their bits; infinities and NaN are above every number.
+    auto most = hn::Zero(I32());
+    ForVectors(count, [&](int64_t i, auto part) {
+      const auto bits = hn::BitCast(I32(), Load(part, x + first + i));
+      most = hn::Max(most, hn::And(bits, hn::Set(I32(), 0x7fffffff)));
+    });
+    const int32_t largest_bits = hn::GetLane(hn::MaxOfLanes(I32(), most));
+    float largest;
+    __builtin_memcpy(&largest, &largest_bits, sizeof(largest));
+    const bool is_zero = largest < 0x1p-100f;
+    const bool is_finite = largest_bits < kInfinity;
+    *scales++ = !is_finite ? __builtin_nanf("") : is_zero ? 0.0f : largest / 127.0f;
+    const Vec inverse = hn::Set(F32(), is_zero || !is_finite ? 0.0f : 127.0f / largest);
+    ForVectors(count, [&](int64_t i, auto part) {
+      const Vec value = Load(part, x + first + i);
+      // 0 times an infinity is no number, and has no nearest integer.
+      const auto code = is_finite ? hn::NearestInt(hn::Mul(value, inverse)) : hn::Zero(I32());
+      StoreCodes(part, code, first + i, codes);
+    });
+  }
+#if defined(__AVX512BF16__)
+  for (int64_t i = k; i % 4 != 0; ++i) static_cast<uint8_t*>(codes)[i] = 128;
+#else
+  if (k % 2 != 0) static_cast<float*>(codes)[k] = 0;
 #endif
 }
 
@@ -710,18 +902,29 @@ void Rope(float* x, const float* cos, const float* sin, int64_t half) {
 
 #if defined(__AVX512BF16__)
 constexpr int kBf16XBytes = 2;
+constexpr int kCodeBytes = 1;
 #else
 constexpr int kBf16XBytes = 4;
+constexpr int kCodeBytes = 4;
 #endif
 
 extern const LinearKernels kLinearKernels;
 constinit const LinearKernels kLinearKernels = {
     .single_pass = kLanes == 16,
-    .x_bytes = {kBf16XBytes, 4, 4, kBf16XBytes, kBf16XBytes},
+    .has_quads = kCodeBytes == 1,
+    .x_bytes = {kBf16XBytes, 4, 4, kBf16XBytes, kBf16XBytes, kCodeBytes},
     .convert_x = &ConvertX,
     .tile = &Tile,
+    .quantize_x = &QuantizeX,
     .quantized_tile = &QuantizedTile,
     .expand = &Expand,
+#if defined(__AVX512BF16__)
+    .quads_tile = &QuadsTile,
+    .expand_quads = &ExpandQuads,
+#else
+    .quads_tile = nullptr,
+    .expand_quads = nullptr,
+#endif
     .sum_groups = &SumGroups,
     .widen_bf16 = &WidenBf16s,
     .widen_f16 = &WidenF16s,
