@@ -70,7 +70,7 @@ void AddMemoryFlags(FlagSet& flags, EngineFlags& out) {
   flags.Choice("--quantization,-q", config.quantization, {"none", "int8", "w8a8", "int4"},
                "how weights are held: int8 halves the memory and the time of a decode step at "
                "nearly the same answers, w8a8 quantises activations too, for faster reading of "
-               "prompts at about twice the error, int4 quarters the memory and may cost answers; "
+               "prompts at four times the error, int4 quarters the memory and may cost answers; "
                "none: as stored");
   flags.Text("--quantization-cache", out.quantization_cache, "DIR|none",
              "where quantised weights are kept for the next start. Default: "

@@ -109,7 +109,8 @@ void Compare(CpuBackend& backend, CeilingMeter& meter, const Shape& s, bool int8
   const LinearParams params = {
       .x = ConstMatrix(x.data(), DType::kF32, s.rows, s.in, s.in),
       .weight = &weight,
-      .y = {.data = y.data(), .dtype = DType::kF32, .rows = s.rows, .cols = s.out, .stride = s.out}};
+      .y = {
+          .data = y.data(), .dtype = DType::kF32, .rows = s.rows, .cols = s.out, .stride = s.out}};
   DnnlGemm dnnl(s, int8 ? DnnlType::u8 : DnnlType::bf16, int8 ? DnnlType::s8 : DnnlType::bf16);
   const auto run_ours = [&] { static_cast<void>(backend.Linear(params)); };
   const auto run_dnnl = [&] { dnnl.Run(); };
@@ -157,14 +158,15 @@ int main(int argc, char** argv) {
   CeilingMeter meter(BestCpuIsa(), threads);
   const CpuCeilings ceilings = meter.Measure();
   const dnnl_version_t* version = dnnl_version();
-  const Json head(Json::Object{{"machine", Json(backend.description())},
-                               {"onednn", Json(StrCat(version->major, ".", version->minor, ".",
-                                                      version->patch))},
-                               {"bf16_flop_s", Json(ceilings.bf16_flop_s)},
-                               {"int8_op_s", Json(ceilings.int8_op_s)}});
+  const Json head(Json::Object{
+      {"machine", Json(backend.description())},
+      {"onednn", Json(StrCat(version->major, ".", version->minor, ".", version->patch))},
+      {"bf16_flop_s", Json(ceilings.bf16_flop_s)},
+      {"int8_op_s", Json(ceilings.int8_op_s)}});
   std::printf("%s\n", WriteJson(head).c_str());
-  std::fprintf(stderr, "| M x K x N | type | lserve, GFLOP/s per thread | oneDNN | ratio |\n"
-                       "| --- | --- | ---: | ---: | ---: |\n");
+  std::fprintf(stderr,
+               "| M x K x N | type | lserve, GFLOP/s per thread | oneDNN | ratio |\n"
+               "| --- | --- | ---: | ---: | ---: |\n");
   for (const bool int8 : {false, true}) {
     for (const Shape& shape : kShapes) Compare(backend, meter, shape, int8, rounds);
   }

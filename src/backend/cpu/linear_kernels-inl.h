@@ -778,9 +778,9 @@ void ConvertX(WeightKind kind, const float* x, int64_t k, void* out) {
 template <class Part>
 HWY_INLINE void StoreCodes(Part part, hn::Vec<I32> code, int64_t i, void* codes) {
 #if defined(__AVX512BF16__)
-  const __m512i shifted = _mm512_add_epi32(code.raw, _mm512_set1_epi32(128));
+  const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_add_epi32(code.raw, _mm512_set1_epi32(128)));
   const __mmask16 mask = static_cast<__mmask16>((1u << NumLanes(part)) - 1u);
-  _mm512_mask_cvtepi32_storeu_epi8(static_cast<uint8_t*>(codes) + i, mask, shifted);
+  _mm_mask_storeu_epi8(static_cast<uint8_t*>(codes) + i, mask, bytes);
 #else
   Store(part, hn::ConvertTo(F32(), code), static_cast<float*>(codes) + i);
 #endif
