@@ -112,6 +112,14 @@ struct AppendKvParams {
   std::span<const RowRange> ranges;
 };
 
+// The most that the ops below are asked for in one step.
+struct AttentionLimits {
+  int num_q_heads = 0;
+  int64_t rows = 0;       // of a step
+  int64_t sequences = 0;  // of a step
+  int64_t pages = 0;      // of one sequence and way
+};
+
 // out = softmax(scale * q K^T) V over the visible keys of the planned pages. Query head h reads KV
 // head h / (num_q_heads / num_kv_heads). A query that sees no key gives zeros. A row's result
 // depends on its own queries, pages and masks only, bit for bit.

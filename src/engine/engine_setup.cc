@@ -149,6 +149,13 @@ std::optional<size_t> AddressSpace() {
   return limit.rlim_cur > used ? (limit.rlim_cur - used) / 4 : 0;
 }
 
+// What this process has in memory.
+size_t ResidentBytes() {
+  size_t size = 0, resident = 0;
+  std::ifstream("/proc/self/statm") >> size >> resident;
+  return resident * static_cast<size_t>(sysconf(_SC_PAGESIZE));
+}
+
 size_t AvailableMemory() {
   size_t bytes = SystemMemory();
   for (const std::optional<size_t>& limit : {CgroupMemory(), AddressSpace()}) {
@@ -169,6 +176,7 @@ Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) 
   LS_TRY(CheckConfig(given));
   const WeightFormat weight_format = LS_TRY(ParseWeightFormat(given.quantization));
   std::vector<std::string> warnings;
+  size_t program_bytes = ResidentBytes();
   EngineConfig config = given;
   config.max_num_batched_tokens =
       std::max(given.max_num_batched_tokens, kTileTokens + given.max_num_seqs);
@@ -200,6 +208,7 @@ Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) 
                ", config.json's \"sliding_window\", which is not implemented; lower it"));
   }
   if (!in_memory) parts.tokenizer = LS_TRY(LoadTokenizer(config.model_dir));
+  program_bytes = std::max(program_bytes, ResidentBytes());
   parts.backend = LS_TRY(MakeBackend(
       {.device = config.device, .num_threads = config.num_threads, .cpu_isa = config.cpu_isa}));
   const std::string note = parts.backend->format_note(weight_format);
@@ -237,11 +246,20 @@ Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) 
   info.num_streaming_kv_heads =
       info.num_kv_heads - static_cast<int>(std::count(kinds.begin(), kinds.end(), 1));
   info.quantization = config.quantization;
-  info.workspace_bytes = parts.model->workspace_bytes();
+  const PageId most_pages = std::max(max_pages[0], max_pages[1]);
+  info.workspace_bytes =
+      parts.model->workspace_bytes() +
+      parts.backend->AttentionScratchBytes(
+          layout, {.num_q_heads = static_cast<int>(model.num_q_heads),
+                   .rows = config.max_num_batched_tokens,
+                   .sequences = config.max_num_seqs,
+                   .pages = std::min<int64_t>(NumPages(max_model_len), most_pages)});
   info.weight_bytes = parts.model->weight_bytes();
   info.kv_budget_bytes = budget;
   info.kv_bytes_per_token =
       (layout.ways[0].page_bytes() + layout.ways[1].page_bytes()) / kPageTokens;
+  info.peak_bytes = program_bytes + info.weight_bytes +
+                    std::max(budget + info.workspace_bytes, parts.model->loading_bytes());
   info.warnings = std::move(warnings);
   return parts;
 }

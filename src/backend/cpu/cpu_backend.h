@@ -59,6 +59,8 @@ class CpuBackend final : public Backend {
   Status AppendKv(const AppendKvParams& params) override;
 
   // attention.cc, select_pages.cc, select_tiles.cc
+  size_t AttentionScratchBytes(const KvLayout& layout,
+                               const AttentionLimits& limits) const override;
   Status SelectPages(const SelectPagesParams& params) override;
   Status SelectTiles(const SelectTilesParams& params) override;
   Status PrefillAttention(const AttentionParams& params) override;
