@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <oneapi/dnnl/dnnl.hpp>
 #include <string>
 #include <unordered_map>
@@ -142,11 +143,7 @@ void Compare(CpuBackend& backend, CeilingMeter& meter, const Shape& s, bool int8
   std::printf("%s\n", WriteJson(line).c_str());
 }
 
-}  // namespace
-}  // namespace lserve
-
-int main(int argc, char** argv) {
-  using namespace lserve;
+int Main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : 1;
   const int rounds = argc > 2 ? std::atoi(argv[2]) : 9;
   if (threads < 1 || rounds < 1 || argc > 3) {
@@ -171,4 +168,16 @@ int main(int argc, char** argv) {
     for (const Shape& shape : kShapes) Compare(backend, meter, shape, int8, rounds);
   }
   return 0;
+}
+
+}  // namespace
+}  // namespace lserve
+
+int main(int argc, char** argv) {
+  try {
+    return lserve::Main(argc, argv);
+  } catch (const std::exception& error) {  // oneDNN throws
+    std::fprintf(stderr, "onednn_gemm: %s\n", error.what());
+    return 1;
+  }
 }
