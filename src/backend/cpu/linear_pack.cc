@@ -101,6 +101,11 @@ bool QuantizeColumn(WeightKind kind,
   *scale = {};
   if (column == nullptr) return true;
   float w[kWeightGroup];
+  // The next group of this column: rows lie kilobytes apart, of which the hardware sees no pattern.
+  // Beyond the end nothing is read: a prefetch of no memory does nothing.
+  const int64_t group_bytes = kWeightGroup * BitsOf(dtype) / 8;
+  const char* next = column + (first / kWeightGroup + 1) * group_bytes;
+  for (int64_t at = 0; at < group_bytes; at += 64) __builtin_prefetch(next + at);
   WidenWeights(column, dtype, first, count, w);
   const WeightFormat format = kind == WeightKind::kInt8 ? WeightFormat::kInt8 : WeightFormat::kInt4;
   return QuantizeWeightGroup(format, w, count, scale, codes.data());
