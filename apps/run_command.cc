@@ -254,7 +254,8 @@ class Runner {
     PrintToStderr(StrCat("[", info.device, " | weights ", FormatBytes(info.weight_bytes),
                          info.quantization == "none" ? "" : StrCat(" ", info.quantization),
                          " | KV cache up to ", FormatBytes(info.kv_budget_bytes), " | workspace ",
-                         FormatBytes(info.workspace_bytes), "]\n"));
+                         FormatBytes(info.workspace_bytes), " | in all at most ",
+                         FormatBytes(info.peak_bytes), "]\n"));
   }
 
   // What the user has to shorten.

@@ -24,7 +24,8 @@ bool IsLoopback(const HttpAddress& address) {
 void PrintStart(const Server& server, const EngineInfo& info) {
   PrintToStderr(StrCat("lserve: ", info.model, " on ", OneLine(info.device), ", context ",
                        FormatCount(info.max_model_len), " tokens, KV cache ",
-                       FormatBytes(info.kv_budget_bytes), " (", info.kv_dtype, ")\n"));
+                       FormatBytes(info.kv_budget_bytes), " (", info.kv_dtype, "), memory at most ",
+                       FormatBytes(info.peak_bytes), "\n"));
   PrintToStderr(StrCat("lserve: listening at ", server.address(), "\n"));
 }
 

@@ -349,7 +349,7 @@ TEST_P(Exactness, QuantisedCachesKeepThePromises) {
 }
 
 TEST_P(Exactness, QuantisedWeightsKeepThePromises) {
-  for (const char* format : {"int8", "int4"}) {
+  for (const char* format : {"int8", "w8a8", "int4"}) {
     SCOPED_TRACE(format);
     EngineConfig config = Config(TightSparse());
     const Answer as_stored = RunOne(*MakeEngine(config), Ask(300, 30, 5));

@@ -33,7 +33,8 @@ struct EngineConfig {
   // The share of KV heads that stream, cut by the file's scores; unset: the file's own kinds.
   std::optional<double> streaming_ratio;
 
-  // none, int8, int4: how the weights of a bf16, f16 or f32 checkpoint are held.
+  // none, int8, w8a8, int4: how the weights of a bf16, f16 or f32 checkpoint are held. w8a8: int8,
+  // and the inputs of all layers are quantised as well.
   std::string quantization = "none";
   // Where quantised weights are kept for the next start; "": nowhere.
   std::string quantization_cache_dir;

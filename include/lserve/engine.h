@@ -25,11 +25,14 @@ struct EngineInfo {
   int num_layers = 0;
   int num_kv_heads = 0;  // of all layers
   int num_streaming_kv_heads = 0;
-  std::string quantization;  // of the weights: none, int8, int4
+  std::string quantization;  // none, int8, w8a8, int4
   uint64_t weight_bytes = 0;
-  uint64_t workspace_bytes = 0;
+  uint64_t workspace_bytes = 0;  // activations, and scratch of the backend's ops
   uint64_t kv_budget_bytes = 0;
   uint64_t kv_bytes_per_token = 0;  // of a dense sequence
+  // What the process has in memory at most: the above and what it had before, but for requests:
+  // their text, events, logits that are asked for.
+  uint64_t peak_bytes = 0;
   // What the user should know although nothing failed, a sentence each.
   std::vector<std::string> warnings;
 };

@@ -73,8 +73,17 @@ class Backend {
                                             std::span<const std::byte> data,
                                             std::span<const float> bias);
 
+  // What whoever asks for `format` should hear about this backend, for a log; "": nothing.
+  virtual std::string format_note(WeightFormat /*format*/) const { return {}; }
+
   // Memory that Linear takes for `weight` beside its parameters, at most `rows` rows at a time.
   virtual size_t LinearScratchBytes(const LinearWeight& weight, int64_t rows) const;
+
+  // The same for attention and the choice of pages and tiles, of which one runs at a time.
+  virtual size_t AttentionScratchBytes(const KvLayout& /*layout*/,
+                                       const AttentionLimits& /*limits*/) const {
+    return 0;
+  }
 
   virtual Status GatherRows(const GatherRowsParams& params) = 0;
   virtual Status RmsNorm(const RmsNormParams& params) = 0;

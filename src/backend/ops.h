@@ -6,7 +6,8 @@
 // attention rounds queries to bf16, reads K/V as stored (quantised K/V is dequantised to bf16),
 // and may round the softmax weights, relative to the running maximum, to bf16. A Linear with a
 // quantised weight (ADR 0011) rounds its input to bf16 too, multiplies it by the integer codes,
-// which bf16 holds exactly, and sums each quantization group in float before its scale joins in.
+// which bf16 holds exactly, and sums each quantization group in float before its scale joins in;
+// or, if the weight asks for it (ADR 0021), quantises its input too and sums a group in integers.
 #pragma once
 
 #include <cstdint>
@@ -48,16 +49,18 @@ struct WeightPart {
 };
 
 // What PackLinear makes of the parts' elements: keeps them, or quantises groups of kWeightGroup
-// neighbours of a row (backend/weight_quant.h).
-enum class WeightFormat : uint8_t { kAsStored, kInt8, kInt4 };
+// neighbours of a row (backend/weight_quant.h). kW8A8: the codes of kInt8, for a Linear that
+// quantises its input as well.
+enum class WeightFormat : uint8_t { kAsStored, kInt8, kInt4, kW8A8 };
 
 // The weight of a Linear, in the backend's own layout (made by Backend::PackLinear from one or more
-// parts stacked by rows). `dtype` decides how Linear rounds its input.
+// parts stacked by rows). `dtype` and `quantizes_input` decide how Linear rounds its input.
 struct LinearWeight {
   DType dtype = DType::kBf16;  // kBf16, kF16, kF32; kInt8, kInt4: quantised
   int64_t out_features = 0;
   int64_t in_features = 0;
-  int quantization_group = 0;  // in features per scale, the last group may be smaller; 0: none
+  int quantization_group = 0;    // in features per scale, the last group may be smaller; 0: none
+  bool quantizes_input = false;  // kInt8 only: x becomes int8 codes in groups of the same size
   Buffer data;
   Buffer scales;  // unless the layout keeps them inside `data`
   Buffer zeros;   // likewise: what code 0 of kInt4 stands for
@@ -107,6 +110,14 @@ struct AppendKvParams {
   int layer = 0;
   std::span<const SequencePages> sequences;
   std::span<const RowRange> ranges;
+};
+
+// The most that the ops below are asked for in one step.
+struct AttentionLimits {
+  int num_q_heads = 0;
+  int64_t rows = 0;       // of a step
+  int64_t sequences = 0;  // of a step
+  int64_t pages = 0;      // of one sequence and way
 };
 
 // out = softmax(scale * q K^T) V over the visible keys of the planned pages. Query head h reads KV

@@ -1,6 +1,6 @@
-// Weight-only quantization (ADR 0011), shared by every host backend so that all of them hold the
-// same codes: how one group of a weight becomes codes, a scale and a minimum. Where the codes lie
-// is each backend's own business. Used by PackLinear.
+// Quantization of weights (ADR 0011) and of the inputs of a Linear (ADR 0021), shared by every host
+// backend so that all of them hold the same codes: how one group becomes codes, a scale and a
+// minimum. Where the codes lie is each backend's own business. Used by PackLinear and Linear.
 #pragma once
 
 #include <cstdint>
@@ -31,10 +31,17 @@ struct WeightScale {
   Bf16 min;
 };
 
-// codes[0, count): two's complement for kInt8. False if a value is not finite.
+// codes[0, count): two's complement for kInt8 and kW8A8. False if a value is not finite.
 // REQUIRES: 0 < count <= kWeightGroup, format is not kAsStored.
 bool QuantizeWeightGroup(
     WeightFormat format, const float* w, int count, WeightScale* scale, uint8_t* codes);
+
+// x ~ scale * c, c in [-127, 127], for one group of one row of the input of a Linear: scale is
+// max |x| / 127 and c the nearest integer, ties to even, to x * (127 / max |x|), each operation
+// rounded to float. Every backend repeats exactly these, so that codes are equal, not near. A group
+// whose max |x| is below 2^-100 is zeros; one with a NaN or an infinity has the scale NaN, which
+// spoils the row as it would unquantised. Returns the scale. REQUIRES: 0 < count <= kWeightGroup
+float QuantizeInputGroup(const float* x, int count, int8_t* codes);
 
 // out[i] = element `first` + i of a row of some stored type (kBf16, kF16, kF32), i < count. The
 // row's alignment may be that of a byte.

@@ -219,6 +219,7 @@ class Runner {
     for (const WeightFormat format : {WeightFormat::kInt8, WeightFormat::kInt4}) {
       LS_TRY(Gemm(kGemmShapes[0], format));
     }
+    for (const GemmShape& shape : kGemmShapes) LS_TRY(Gemm(shape, WeightFormat::kW8A8));
     for (const HeadShape& heads : {kSmallHeads, kLargeHeads}) {
       LS_TRY(Prefill(heads, DType::kBf16, false, 8192));
       LS_TRY(Prefill(heads, DType::kBf16, false, 32768));
@@ -288,10 +289,11 @@ class Runner {
                                    .rows = rows,
                                    .cols = shape.out,
                                    .stride = shape.out}};
-      KernelTest test = {.op = "linear",
-                         .shape = StrCat(rows, " x ", shape.in, " x ", shape.out),
-                         .dtype = std::string(Name(weights[0].dtype)),
-                         .cost = CostOf(params)};
+      KernelTest test = {
+          .op = "linear",
+          .shape = StrCat(rows, " x ", shape.in, " x ", shape.out),
+          .dtype = format == WeightFormat::kW8A8 ? "w8a8" : std::string(Name(weights[0].dtype)),
+          .cost = CostOf(params)};
       size_t next = 0;
       LS_TRY(Time(std::move(test), [&] {
         params.weight = &weights[next++ % weights.size()];
@@ -409,14 +411,18 @@ class Runner {
 
 }  // namespace
 
+double KernelTest::arithmetic_ceiling(const CpuCeilings& ceilings) const {
+  return dtype == "w8a8" && ceilings.int8_op_s > 0 ? ceilings.int8_op_s : ceilings.dot_flop_s();
+}
+
 double KernelTest::roof_seconds(const CpuCeilings& ceilings) const {
-  const double arithmetic = cost.flop / std::max(ceilings.dot_flop_s(), 1.0);
+  const double arithmetic = cost.flop / std::max(arithmetic_ceiling(ceilings), 1.0);
   const double memory = cost.bytes / std::max(ceilings.read_bytes_s, 1.0);
   return std::max(arithmetic, memory);
 }
 
 bool KernelTest::memory_bound(const CpuCeilings& ceilings) const {
-  return cost.bytes * ceilings.dot_flop_s() > cost.flop * ceilings.read_bytes_s;
+  return cost.bytes * arithmetic_ceiling(ceilings) > cost.flop * ceilings.read_bytes_s;
 }
 
 Status RunKernelBench(Backend& backend,

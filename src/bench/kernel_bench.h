@@ -16,12 +16,14 @@ namespace lserve {
 struct KernelTest {
   std::string op = {};     // "linear", "prefill attention", ...
   std::string shape = {};  // "512 x 2048 x 8192", "32768 tokens, 4 x 3 heads of 64, dense"
-  std::string dtype = {};  // of the weight or of the cache
+  std::string dtype = {};  // of the weight or of the cache; "w8a8": of weight and input
   Summary seconds = {};    // of one call
   OpCost cost = {};        // of one call
   double cores = 0;        // processors that the threads had on average
   double gauge = 0;        // FLOP/s, the lower of before and after
 
+  // FLOP/s that bound it: of bf16 dot products, or of int8 ones if both sides are int8.
+  double arithmetic_ceiling(const CpuCeilings& ceilings) const;
   // The least time that the ceilings allow: arithmetic or memory, whatever is longer.
   double roof_seconds(const CpuCeilings& ceilings) const;
   bool memory_bound(const CpuCeilings& ceilings) const;

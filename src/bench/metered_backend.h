@@ -66,6 +66,13 @@ class MeteredBackend final : public Backend {
                                     int64_t in_features,
                                     std::span<const std::byte> data,
                                     std::span<const float> bias) override;
+  std::string format_note(WeightFormat format) const override {
+    return inner_->format_note(format);
+  }
+  size_t AttentionScratchBytes(const KvLayout& layout,
+                               const AttentionLimits& limits) const override {
+    return inner_->AttentionScratchBytes(layout, limits);
+  }
   size_t LinearScratchBytes(const LinearWeight& weight, int64_t rows) const override {
     return inner_->LinearScratchBytes(weight, rows);
   }

@@ -72,8 +72,9 @@ Result<WeightFormat> ParseWeightFormat(const std::string& name) {
   if (name == "none") return WeightFormat::kAsStored;
   if (name == "int8") return WeightFormat::kInt8;
   if (name == "int4") return WeightFormat::kInt4;
+  if (name == "w8a8") return WeightFormat::kW8A8;
   return Status(Code::kInvalidArgument,
-                StrCat("--quantization ", name, ": expected none, int8 or int4"));
+                StrCat("--quantization ", name, ": expected none, int8, w8a8 or int4"));
 }
 
 // An explicit ratio cuts the scores anew; otherwise the file's own kinds hold.
@@ -151,6 +152,13 @@ std::optional<size_t> AddressSpace() {
   return limit.rlim_cur > used ? (limit.rlim_cur - used) / 4 : 0;
 }
 
+// What this process has in memory.
+size_t ResidentBytes() {
+  size_t size = 0, resident = 0;
+  std::ifstream("/proc/self/statm") >> size >> resident;
+  return resident * static_cast<size_t>(sysconf(_SC_PAGESIZE));
+}
+
 size_t AvailableMemory() {
   size_t bytes = SystemMemory();
   for (const std::optional<size_t>& limit : {CgroupMemory(), AddressSpace()}) {
@@ -208,6 +216,7 @@ Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) 
   LS_TRY(CheckConfig(given));
   const WeightFormat weight_format = LS_TRY(ParseWeightFormat(given.quantization));
   std::vector<std::string> warnings;
+  size_t program_bytes = ResidentBytes();
   EngineConfig config = given;
   const DType kv_dtype = LS_TRY(KvDType(config.kv_cache_dtype));
   EngineParts parts;
@@ -230,12 +239,15 @@ Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) 
                ", config.json's \"sliding_window\", which is not implemented; lower it"));
   }
   if (!in_memory) parts.tokenizer = LS_TRY(LoadTokenizer(config.model_dir));
+  program_bytes = std::max(program_bytes, ResidentBytes());
   parts.backend = LS_TRY(MakeBackend({.device = config.device,
                                       .num_threads = config.num_threads,
                                       .cpu_isa = config.cpu_isa,
                                       .kernels = config.kernels}));
   config.max_num_batched_tokens = StepTokens(given, *parts.backend, &warnings);
   parts.config = config;
+  const std::string note = parts.backend->format_note(weight_format);
+  if (!note.empty()) warnings.push_back(note);
   if (inputs.wrap_backend) parts.backend = inputs.wrap_backend(std::move(parts.backend));
   const std::optional<StreamingHeadsFile> no_heads;
   const HeadKinds kinds = LS_TRY(
@@ -271,11 +283,20 @@ Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) 
   info.num_streaming_kv_heads =
       info.num_kv_heads - static_cast<int>(std::count(kinds.begin(), kinds.end(), 1));
   info.quantization = config.quantization;
-  info.workspace_bytes = parts.model->workspace_bytes();
+  const PageId most_pages = std::max(max_pages[0], max_pages[1]);
+  info.workspace_bytes =
+      parts.model->workspace_bytes() +
+      parts.backend->AttentionScratchBytes(
+          layout, {.num_q_heads = static_cast<int>(model.num_q_heads),
+                   .rows = config.max_num_batched_tokens,
+                   .sequences = config.max_num_seqs,
+                   .pages = std::min<int64_t>(NumPages(max_model_len), most_pages)});
   info.weight_bytes = parts.model->weight_bytes();
   info.kv_budget_bytes = budget;
   info.kv_bytes_per_token =
       (layout.ways[0].page_bytes() + layout.ways[1].page_bytes()) / kPageTokens;
+  info.peak_bytes = program_bytes + info.weight_bytes +
+                    std::max(budget + info.workspace_bytes, parts.model->loading_bytes());
   info.warnings = std::move(warnings);
   return parts;
 }

@@ -49,6 +49,8 @@ class LlamaModel {
 
   const ModelConfig& config() const { return config_; }
   size_t weight_bytes() const { return weights_.bytes; }
+  // Taken beside the weights while they were loaded.
+  size_t loading_bytes() const { return weights_.most_read; }
   // Matrices between ops, and what Linear takes beside them.
   size_t workspace_bytes() const { return workspace_bytes_; }
 

@@ -1,5 +1,6 @@
 #include "model/weights.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <filesystem>
@@ -40,8 +41,9 @@ void AppendAsFloat(const TensorInfo& tensor, std::vector<float>* out) {
   }
 }
 
+// Of what is stored: the codes of kInt8 and kW8A8 are the same.
 const char* FormatName(WeightFormat format) {
-  return format == WeightFormat::kInt8 ? "int8" : "int4";
+  return format == WeightFormat::kInt4 ? "int4" : "int8";
 }
 
 // Where the quantised weights of this checkpoint lie: one file per model directory and format, so
@@ -120,19 +122,19 @@ class WeightCache {
   std::optional<PackedWeightsWriter> writer_;
 };
 
-// Reads the tensors of one model and counts their bytes.
+// Reads the tensors of one model and counts their bytes in `weights`.
 class WeightReader {
  public:
   WeightReader(const Checkpoint& checkpoint,
                const WeightOptions& options,
                WeightCache& cache,
                Backend* backend,
-               size_t* bytes)
+               LlamaWeights* weights)
       : checkpoint_(checkpoint),
         options_(options),
         cache_(cache),
         backend_(backend),
-        bytes_(bytes) {}
+        weights_(weights) {}
 
   // A vector of `size` values, as float on the device.
   Result<Buffer> Vector(const std::string& name, int64_t size) {
@@ -142,7 +144,7 @@ class WeightReader {
     AppendAsFloat(*tensor, &values);
     Buffer buffer = LS_TRY(backend_->Allocate(values.size() * sizeof(float)));
     LS_TRY(backend_->CopyToDevice(buffer.data.get(), values.data(), values.size() * sizeof(float)));
-    *bytes_ += buffer.bytes;
+    weights_->bytes += buffer.bytes;
     return buffer;
   }
 
@@ -184,10 +186,13 @@ class WeightReader {
       weight = LS_TRY(backend_->ImportLinear(format, out_features, in_features, data, bias));
     } else {
       std::vector<WeightPart> parts;
+      size_t read = 0;
       for (const TensorInfo* tensor : tensors) {
+        read += tensor->data.size();
         parts.push_back(
             {.data = tensor->data.data(), .dtype = tensor->dtype, .rows = tensor->shape[0]});
       }
+      weights_->most_read = std::max(weights_->most_read, read);
       Result<LinearWeight> packed = backend_->PackLinear(parts, in_features, bias, format);
       if (!packed.ok()) {
         return Status(packed.status().code(),
@@ -198,7 +203,8 @@ class WeightReader {
       // What is packed is not read again: at no time are both there in full.
       for (const TensorInfo* tensor : tensors) checkpoint_.Release(*tensor);
     }
-    *bytes_ += weight.data.bytes + weight.scales.bytes + weight.zeros.bytes + weight.bias.bytes;
+    weights_->bytes +=
+        weight.data.bytes + weight.scales.bytes + weight.zeros.bytes + weight.bias.bytes;
     return weight;
   }
 
@@ -212,7 +218,7 @@ class WeightReader {
   const WeightOptions& options_;
   WeightCache& cache_;
   Backend* backend_;
-  size_t* bytes_;
+  LlamaWeights* weights_;
 };
 
 // A bias in the file that the configuration does not announce would silently be left out.
@@ -279,7 +285,7 @@ Result<LlamaWeights> LoadAll(const Checkpoint& checkpoint,
                              Backend* backend) {
   LlamaWeights weights;
   if (cache.is_reading()) weights.cache = cache.reader().owner();
-  WeightReader reader(checkpoint, options, cache, backend, &weights.bytes);
+  WeightReader reader(checkpoint, options, cache, backend, &weights);
   const TensorInfo* embedding = LS_TRY(reader.Embedding("model.embed_tokens.weight", config));
   weights.embedding_data = LS_TRY(backend->ImportConstant(embedding->data));
   weights.bytes += embedding->data.size();

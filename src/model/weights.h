@@ -36,9 +36,9 @@ struct WeightOptions {
   std::string cache_dir;
 };
 
-// The format of lm_head: int8 at least (ADR 0011).
+// The format of lm_head: int8 at least (ADR 0011), and its input not quantised (ADR 0021).
 constexpr WeightFormat HeadFormat(WeightFormat format) {
-  return format == WeightFormat::kInt4 ? WeightFormat::kInt8 : format;
+  return format == WeightFormat::kAsStored ? format : WeightFormat::kInt8;
 }
 
 struct LlamaWeights {
@@ -49,6 +49,7 @@ struct LlamaWeights {
   LinearWeight lm_head;                     // [vocab, hidden]
   std::shared_ptr<const MappedFile> cache;  // if the weights are views of it
   size_t bytes = 0;                         // of everything above
+  size_t most_read = 0;  // bytes of the checkpoint that were read at once, to be packed
 };
 
 // Reads every weight that `config` calls for. Errors name the tensor and what was expected of it.

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/json.h"
+#include "base/strings.h"
 #include "tests/cli/program.h"
 
 namespace lserve {
@@ -120,6 +121,31 @@ TEST_F(RunTest, PeopleSeeQuestionAnswerAndSummary) {
   EXPECT_THAT(result.err, HasSubstr("first token"));
   EXPECT_THAT(result.err, HasSubstr("dense attention"));
 }
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // which take memory themselves
+// What is said at the start holds at the end, and is no guess far above it. All pages of the cache
+// are used, since the prompt fills it.
+TEST_F(RunTest, MemoryStaysBelowWhatTheStartSays) {
+  std::string tokens;
+  for (int i = 0; i < 3800; ++i) tokens += StrCat(i, " ");
+  const std::string file = scratch_.File("tokens.txt", tokens);
+  for (const char* attention : {"dense", "sparse"}) {
+    const ProgramResult result =
+        Lserve({"run", kModel, "--tokens", file, "--max-tokens", "8", "--ignore-eos",
+                "--max-model-len", "4k", "--kv-cache-bytes", "28M", "--attention", attention});
+    ASSERT_EQ(result.exit_status, 0) << result.err;
+    const std::string before = "| in all at most ";
+    const size_t at = result.err.find(before);
+    ASSERT_NE(at, std::string::npos) << result.err;
+    const double said = std::stod(result.err.substr(at + before.size())) * 1024 * 1024;
+    const double peak = static_cast<double>(result.peak_bytes);
+    EXPECT_LE(peak, said) << attention;
+    if (std::string(attention) == "dense") {
+      EXPECT_GE(peak, 0.75 * said);
+    }
+  }
+}
+#endif
 
 TEST_F(RunTest, QuestionsFromStdinShareTheDocument) {
   ProgramInput input;

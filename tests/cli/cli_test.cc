@@ -128,8 +128,7 @@ TEST(Usage, AliasesSetTheSameOption) {
 }
 
 TEST(Usage, WhatChangesNothingSaysSo) {
-  const ProgramResult result =
-      Lserve({"run", kModel, "--n-gpu-layers", "9", "--print-config"});
+  const ProgramResult result = Lserve({"run", kModel, "--n-gpu-layers", "9", "--print-config"});
   EXPECT_EQ(result.exit_status, 0);
   EXPECT_THAT(result.err, HasSubstr("note: --n-gpu-layers has no effect"));
 }

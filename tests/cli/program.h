@@ -2,6 +2,7 @@
 // scratch directory with a copy of the bundled model to break. For the tests of the command line.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <string>
@@ -12,6 +13,7 @@ namespace lserve {
 struct ProgramResult {
   int exit_status = -1;  // -1: ended by a signal
   int signal = 0;
+  uint64_t peak_bytes = 0;  // most memory that it had at a time (VmHWM)
   std::string out;
   std::string err;
 };

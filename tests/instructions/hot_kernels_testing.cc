@@ -106,8 +106,21 @@ void AddLinear(CpuIsa isa, std::vector<HotKernel>& kernels) {
     tile.y = buffers->y.as<float>();
     tile.y_stride = kPanelCols;
     tile.cols = kPanelCols;
-    kernels.push_back({"bf16 tile, " + std::to_string(rows) + (rows == 1 ? " row" : " rows"),
-                       [buffers, tile, &table] { table.tile(WeightKind::kBf16, tile); }});
+    const std::string name = std::to_string(rows) + (rows == 1 ? " row" : " rows");
+    kernels.push_back(
+        {"bf16 tile, " + name, [buffers, tile, &table] { table.tile(WeightKind::kBf16, tile); }});
+    // One quantization group, as several row tiles read it.
+    tile.scales = buffers->panel.as<char>();
+    tile.x_scales = buffers->x.as<float>();
+    tile.partial_out = buffers->y.as<float>();
+    tile.ends = true;
+    kernels.push_back({"w8a8 tile, " + name, [buffers, tile, &table] {
+                         if (table.has_quads) {
+                           table.quads_tile(tile);
+                         } else {
+                           table.quantized_tile(WeightKind::kBf16, tile);
+                         }
+                       }});
   }
 }
 

@@ -2,12 +2,29 @@
 // kernels themselves: src/backend/cpu/linear_test.cc.
 #include <gtest/gtest.h>
 
+#include <optional>
+
 #include "backend/weight_quant.h"
 #include "base/half.h"
 #include "parity/parity_cases.h"
 
 namespace lserve::parity {
 namespace {
+
+// How a weight is stored and held.
+struct WeightType {
+  const char* name;
+  DType stored;
+  WeightFormat format = WeightFormat::kAsStored;
+
+  bool is_quantised() const { return format != WeightFormat::kAsStored; }
+};
+constexpr WeightType kWeightTypes[] = {{"bf16", DType::kBf16},
+                                       {"f16", DType::kF16},
+                                       {"f32", DType::kF32},
+                                       {"int8", DType::kBf16, WeightFormat::kInt8},
+                                       {"int4", DType::kBf16, WeightFormat::kInt4},
+                                       {"w8a8", DType::kBf16, WeightFormat::kW8A8}};
 
 struct LinearCase {
   int64_t rows = 1;
@@ -38,34 +55,39 @@ std::vector<std::byte> Encode(const std::vector<float>& x, DType dtype) {
 // Quantised: groups of n <= 128 with exact products, so 2 n roundings within a group, and 4 for
 // each of the G groups that a sum passes through; an int4 weight is two terms of at most |min|
 // <= 1.01 and 15 scale <= 2.03 (|w| < 1, min rounded down and the scale up by at most 2^-7 each).
-double LinearTolerance(const LinearCase& c, DType dtype) {
+//
+// w8a8: codes of x are equal and a group's sum is exact, so only its scaling (1) and the sums that
+// it passes through round; |x| <= 1 and |w| <= 1.01 as they are dequantised.
+double LinearTolerance(const LinearCase& c, const WeightType& type) {
   const double terms = static_cast<double>(c.in + 2);
-  if (dtype != DType::kInt8 && dtype != DType::kInt4) {
-    return 2 * (terms + 1) * kFloatRoundoff * terms;
-  }
+  if (!type.is_quantised()) return 2 * (terms + 1) * kFloatRoundoff * terms;
   const double in_group = static_cast<double>(std::min<int64_t>(c.in, kWeightGroup));
   const double groups = static_cast<double>(NumWeightGroups(c.in));
-  const double magnitude = dtype == DType::kInt8 ? terms : 3.04 * terms;
+  if (type.format == WeightFormat::kW8A8) return (groups + 4) * kFloatRoundoff * 1.01 * terms;
+  const double magnitude = type.format == WeightFormat::kInt8 ? terms : 3.04 * terms;
   return (2 * in_group + 4 * groups + 4) * kFloatRoundoff * magnitude;
 }
 
 // A weight, inputs and outputs; all rows or some of them.
 class LinearHarness {
  public:
-  LinearHarness(Backend& backend, DType dtype, const LinearCase& c) : backend_(backend), c_(c) {
-    const bool quantised = dtype == DType::kInt8 || dtype == DType::kInt4;
-    const DType stored = quantised ? DType::kBf16 : dtype;
-    const std::vector<std::byte> w = Encode(RandomFloats(1, c.in * c.out), stored);
+  // Weights are random, or all of them `value`.
+  LinearHarness(Backend& backend,
+                const WeightType& type,
+                const LinearCase& c,
+                std::optional<float> value = {})
+      : backend_(backend), c_(c) {
+    const DType stored = type.stored;
+    std::vector<float> values = RandomFloats(1, c.in * c.out);
+    if (value) std::fill(values.begin(), values.end(), *value);
+    const std::vector<std::byte> w = Encode(values, stored);
     const std::vector<float> bias = c.bias ? RandomFloats(2, c.out) : std::vector<float>();
     // Two parts, as q and k of one projection.
     const int64_t first = c.out / 3;
     const WeightPart parts[] = {
         {w.data(), stored, first},
         {w.data() + first * c.in * BitsOf(stored) / 8, stored, c.out - first}};
-    const WeightFormat format = dtype == DType::kInt8   ? WeightFormat::kInt8
-                                : dtype == DType::kInt4 ? WeightFormat::kInt4
-                                                        : WeightFormat::kAsStored;
-    weight_ = backend.PackLinear(parts, c.in, bias, format).value();
+    weight_ = backend.PackLinear(parts, c.in, bias, type.format).value();
   }
 
   std::vector<float>& x() { return x_; }
@@ -103,16 +125,18 @@ class LinearHarness {
   std::vector<float> x_ = RandomFloats(3, c_.rows*(c_.in + 5));
 };
 
-class LinearParity : public testing::TestWithParam<SubjectAndType> {
+using SubjectAndWeight = std::tuple<Subject, WeightType>;
+
+class LinearParity : public testing::TestWithParam<SubjectAndWeight> {
  protected:
   const Subject& subject() const { return std::get<0>(GetParam()); }
-  DType dtype() const { return std::get<1>(GetParam()); }
-  bool quantised() const { return dtype() == DType::kInt8 || dtype() == DType::kInt4; }
+  const WeightType& type() const { return std::get<1>(GetParam()); }
 };
 
 TEST_P(LinearParity, EqualsTheReference) {
   if (subject().is_reference()) return;
-  if (subject().is_cuda() && quantised()) GTEST_SKIP() << "no quantised weights on the GPU";
+  if (subject().is_cuda() && type().is_quantised())
+    GTEST_SKIP() << "no quantised weights on the GPU";
   const std::unique_ptr<Backend> backend = Make(subject());
   const std::unique_ptr<Backend> reference = Make(Subjects().front());
   for (LinearCase c : {LinearCase{1, 1, 1},
@@ -125,8 +149,8 @@ TEST_P(LinearParity, EqualsTheReference) {
     for (const bool extras : {false, true}) {
       c.bias = c.accumulate = extras;
       SCOPED_TRACE(StrCat(c.rows, " x ", c.in, " x ", c.out, extras ? " bias, accumulate" : ""));
-      ASSERT_TRUE(Near(LinearHarness(*backend, dtype(), c).Run(),
-                       LinearHarness(*reference, dtype(), c).Run(), LinearTolerance(c, dtype()),
+      ASSERT_TRUE(Near(LinearHarness(*backend, type(), c).Run(),
+                       LinearHarness(*reference, type(), c).Run(), LinearTolerance(c, type()),
                        c.out));
     }
   }
@@ -135,15 +159,16 @@ TEST_P(LinearParity, EqualsTheReference) {
 // Rows that one tile and that several tiles hold, K and N beside the sizes of groups and panels.
 TEST_P(LinearParity, EqualsTheReferenceForAnyNumberOfRows) {
   if (subject().is_reference()) return;
-  if (subject().is_cuda() && quantised()) GTEST_SKIP() << "no quantised weights on the GPU";
+  if (subject().is_cuda() && type().is_quantised())
+    GTEST_SKIP() << "no quantised weights on the GPU";
   const std::unique_ptr<Backend> backend = Make(subject());
   const std::unique_ptr<Backend> reference = Make(Subjects().front());
   for (const int64_t rows : {1, 2, 3, 4, 5, 6, 7, 64, 513}) {
     for (const int64_t in : {128, 300, 641}) {
       const LinearCase c = {.rows = rows, .in = in, .out = rows > 64 ? 67 : 130, .bias = true};
       SCOPED_TRACE(StrCat(c.rows, " x ", c.in, " x ", c.out));
-      ASSERT_TRUE(Near(LinearHarness(*backend, dtype(), c).Run(),
-                       LinearHarness(*reference, dtype(), c).Run(), LinearTolerance(c, dtype()),
+      ASSERT_TRUE(Near(LinearHarness(*backend, type(), c).Run(),
+                       LinearHarness(*reference, type(), c).Run(), LinearTolerance(c, type()),
                        c.out));
     }
   }
@@ -153,11 +178,11 @@ TEST_P(LinearParity, EqualsTheReferenceForAnyNumberOfRows) {
 // cuBLAS's, whose kernels change with the number of rows.
 TEST_P(LinearParity, BitsOfFewRowsDependOnTheRowAlone) {
   if (!subject().is_cuda()) return;  // held to more below
-  if (quantised()) GTEST_SKIP() << "no quantised weights on the GPU";
+  if (type().is_quantised()) GTEST_SKIP() << "no quantised weights on the GPU";
   const std::unique_ptr<Backend> backend = Make(subject());
   for (const int64_t in : {97, 512}) {
     const LinearCase c = {.rows = 8, .in = in, .out = 70, .bias = true, .accumulate = true};
-    const LinearHarness linear(*backend, dtype(), c);
+    const LinearHarness linear(*backend, type(), c);
     const std::vector<float> all = linear.Run();
     for (int64_t rows = 1; rows <= c.rows; ++rows) {
       for (int64_t from = 0; from + rows <= c.rows; ++from) {
@@ -172,15 +197,18 @@ TEST_P(LinearParity, BitsOfFewRowsDependOnTheRowAlone) {
 TEST_P(LinearParity, BitsDependOnTheRowAlone) {
   if (subject().is_cuda()) GTEST_SKIP() << "cuBLAS multiplies many rows; see the test above";
   // Several quantization groups and chunks of K for the quantised types.
-  const LinearCase c = {
-      .rows = 130, .in = quantised() ? 417 : 97, .out = 70, .bias = true, .accumulate = true};
+  const LinearCase c = {.rows = 130,
+                        .in = type().is_quantised() ? 417 : 97,
+                        .out = 70,
+                        .bias = true,
+                        .accumulate = true};
   const std::unique_ptr<Backend> first = Make(subject(), 1);
-  const LinearHarness linear(*first, dtype(), c);
+  const LinearHarness linear(*first, type(), c);
   const std::vector<float> all = linear.Run();
   EXPECT_TRUE(SameBits(linear.Run(), all, c.out));
   for (const int threads : {1, 2, 3}) {
     const std::unique_ptr<Backend> backend = Make(subject(), threads);
-    const LinearHarness other(*backend, dtype(), c);
+    const LinearHarness other(*backend, type(), c);
     ASSERT_TRUE(SameBits(other.Run(), all, c.out)) << threads << " threads";
     for (int64_t rows = 1; rows <= c.rows; rows += rows < 20 ? 1 : 22) {
       const int64_t from = (rows * 37) % (c.rows - rows + 1);
@@ -196,30 +224,42 @@ TEST_P(LinearParity, BitsDependOnTheRowAlone) {
   }
 }
 
-// An input element changed by one step of its format moves the result beyond the tolerance.
-TEST(LinearParityCases, PlantedErrorsAreCaught) {
+// Bytes that overflow nothing: the largest codes of either sign in every place, where 16-bit sums
+// of two products would saturate.
+TEST_P(LinearParity, LargestValues) {
+  if (subject().is_reference()) return;
+  const std::unique_ptr<Backend> backend = Make(subject());
   const std::unique_ptr<Backend> reference = Make(Subjects().front());
-  const LinearCase c = {.rows = 3, .in = 63, .out = 65};
-  LinearHarness linear(*reference, DType::kBf16, c);
-  const std::vector<float> expected = linear.Run();
-  linear.x()[7] *= 1 + 0x1p-6f;
-  EXPECT_FALSE(Near(linear.Run(), expected, LinearTolerance(c, DType::kBf16), c.out));
-
-  for (const DType dtype : {DType::kInt8, DType::kInt4}) {
-    LinearHarness quantised(*reference, dtype, c);
-    const std::vector<float> before = quantised.Run();
-    quantised.x()[7] *= 1 + 0x1p-6f;
-    EXPECT_FALSE(Near(quantised.Run(), before, LinearTolerance(c, dtype), c.out)) << Name(dtype);
+  const LinearCase c = {.rows = 7, .in = 300, .out = 65};
+  for (const float sign : {1.0f, -1.0f}) {
+    LinearHarness fast(*backend, type(), c, 1.0f), expected(*reference, type(), c, 1.0f);
+    for (float& x : fast.x()) x = sign;
+    expected.x() = fast.x();
+    ASSERT_TRUE(Near(fast.Run(), expected.Run(), LinearTolerance(c, type()), c.out)) << sign;
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    All,
-    LinearParity,
-    testing::Combine(
-        testing::ValuesIn(Subjects()),
-        testing::Values(DType::kBf16, DType::kF16, DType::kF32, DType::kInt8, DType::kInt4)),
-    SubjectTypeName);
+// An input element changed by a little more than one step of its format (127 codes, here for
+// values up to 1) moves the result beyond the tolerance.
+TEST(LinearParityCases, PlantedErrorsAreCaught) {
+  const std::unique_ptr<Backend> reference = Make(Subjects().front());
+  const LinearCase c = {.rows = 3, .in = 63, .out = 65};
+  for (const WeightType& type : kWeightTypes) {
+    LinearHarness linear(*reference, type, c);
+    const std::vector<float> before = linear.Run();
+    linear.x()[7] += 0x1p-6f;
+    EXPECT_FALSE(Near(linear.Run(), before, LinearTolerance(c, type), c.out)) << type.name;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All,
+                         LinearParity,
+                         testing::Combine(testing::ValuesIn(Subjects()),
+                                          testing::ValuesIn(kWeightTypes)),
+                         [](const auto& test) {
+                           return StrCat(std::get<0>(test.param).name, "_",
+                                         std::get<1>(test.param).name);
+                         });
 
 }  // namespace
 }  // namespace lserve::parity

@@ -10,6 +10,7 @@
 
 #include "backend/cpu/aligned_array.h"
 #include "backend/cpu/attention_kernels.h"
+#include "backend/cpu/attention_scratch.h"
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cpu/cpu_kv_store.h"
 #include "backend/cpu/page_visits.h"
@@ -355,6 +356,33 @@ void Attention::WriteOut(const Unit& unit,
 }
 
 }  // namespace
+
+int64_t WalkScratchBytes(const ScratchQuery& query) {
+  const KvLayout& layout = query.layout;
+  const int64_t head_dim = KvPart::Of(layout.dtype, layout.head_dim).head_dim;
+  const int64_t group = query.limits.num_q_heads / layout.num_kv_heads;
+  const int64_t state_floats = head_dim + 1 + kSumLanes;
+  // As ListItems chooses heads: all of a group, but one if that exceeds kMaxStateFloats.
+  const int64_t rows =
+      std::max<int64_t>(kTileTokens, std::min(kTileTokens * group, kMaxStateFloats / head_dim));
+  const int64_t row_bytes = head_dim * query.kernels.query_element_bytes +
+                            state_floats * int64_t{sizeof(float)} + int64_t{sizeof(uint64_t)};
+  const int64_t page_bytes = 2 * kPageTokens * head_dim * int64_t{sizeof(uint16_t)};
+  // Of every KV head of a layer.
+  const int64_t pieces = query.limits.sequences * (query.limits.pages / kPagesPerPiece + 1);
+  const int64_t units = query.limits.sequences + query.limits.rows / kTileTokens + 1;
+  return query.num_threads * (rows * row_bytes + page_bytes) +
+         pieces * query.limits.num_q_heads * state_floats * int64_t{sizeof(float)} +
+         layout.num_kv_heads *
+             (units * int64_t{sizeof(Unit)} + 2 * (pieces + units * group) * int64_t{sizeof(Item)});
+}
+
+size_t CpuBackend::AttentionScratchBytes(const KvLayout& layout,
+                                         const AttentionLimits& limits) const {
+  const ScratchQuery query = {layout, limits, *attention_, pool_.num_threads()};
+  return static_cast<size_t>(std::max({WalkScratchBytes(query), PageSelectionScratchBytes(query),
+                                       TileSelectionScratchBytes(query)}));
+}
 
 Status CpuBackend::PrefillAttention(const AttentionParams& params) {
   Attention(params, *attention_, kOnePiece).Run(pool_);

@@ -4,20 +4,6 @@
 
 namespace lserve {
 
-const AttentionKernels kAttentionAvx512 = {
-    .query_element_bytes = kQueryElementBytes,
-    .pack_queries = PackQueries,
-    .attend_page = AttendPage,
-    .dequantize_page = DequantizePage,
-    .round_row = RoundRow,
-    .range_of_row = RangeOfRow,
-    .quantize_row = QuantizeRow,
-    .fold_row = FoldRow,
-    .pack_bound_query = PackBoundQuery,
-    .score_pages = ScorePages,
-    .pack_strided_queries = PackStridedQueries,
-    .score_strided = ScoreStrided,
-    .sum_tile_weights = SumTileWeights,
-};
+const AttentionKernels kAttentionAvx512 = kKernels;
 
 }  // namespace lserve

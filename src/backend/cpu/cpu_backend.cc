@@ -55,8 +55,9 @@ Result<Buffer> CpuBackend::Allocate(size_t bytes) {
                          "use a smaller model, context or batch"));
   }
   if (alignment == kHugePage) {
-    // Advice only: without huge pages everything works, slower.
-    static_cast<void>(madvise(memory, capacity, MADV_HUGEPAGE));
+    // Advice only: without huge pages everything works, slower. Not for the end, of which a huge
+    // page would take more than was asked for.
+    static_cast<void>(madvise(memory, bytes / kHugePage * kHugePage, MADV_HUGEPAGE));
   }
   return Buffer{std::shared_ptr<void>(memory, &std::free), bytes};
 }

@@ -42,6 +42,7 @@ class CpuBackend final : public Backend {
                                     int64_t in_features,
                                     std::span<const std::byte> data,
                                     std::span<const float> bias) override;
+  std::string format_note(WeightFormat format) const override;
   size_t LinearScratchBytes(const LinearWeight& weight, int64_t rows) const override;
   Status Linear(const LinearParams& params) override;
 
@@ -58,6 +59,8 @@ class CpuBackend final : public Backend {
   Status AppendKv(const AppendKvParams& params) override;
 
   // attention.cc, select_pages.cc, select_tiles.cc
+  size_t AttentionScratchBytes(const KvLayout& layout,
+                               const AttentionLimits& limits) const override;
   Status SelectPages(const SelectPagesParams& params) override;
   Status SelectTiles(const SelectTilesParams& params) override;
   Status PrefillAttention(const AttentionParams& params) override;

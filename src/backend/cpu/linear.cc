@@ -34,16 +34,18 @@ struct LinearSchedule {
   int64_t x_element_bytes = 0;  // of a converted x
   int64_t x_stride = 0;         // bytes of a converted row
   int64_t x_bytes = 0;          // all converted rows
-  int64_t num_groups_of_k = 0;  // quantization groups, whose sums of x are kept per row; or 0
+  int64_t num_groups_of_k = 0;  // quantization groups for which x has a number per row; or 0
   int64_t partial_floats = 0;   // of one thread
-  int64_t expanded_bytes = 0;   // of one thread: a chunk of a quantised panel in bf16; or 0
+  // A chunk of a quantised panel in bf16 or in quads: bytes of a group, or 0, and of one thread.
+  int64_t expanded_group = 0;
+  int64_t expanded_bytes = 0;
 
-  int64_t x_sums_bytes(int64_t rows) const {
+  int64_t x_groups_bytes(int64_t rows) const {
     return CeilDiv(rows * num_groups_of_k * 4, kCacheLine) * kCacheLine;
   }
   int64_t thread_bytes() const { return expanded_bytes + partial_floats * 4; }
   int64_t scratch_bytes(int64_t rows, int num_threads) const {
-    return x_bytes + x_sums_bytes(rows) + num_threads * thread_bytes();
+    return x_bytes + x_groups_bytes(rows) + num_threads * thread_bytes();
   }
 };
 
@@ -64,10 +66,14 @@ LinearSchedule MakeSchedule(const LinearWeight& weight,
   s.num_tiles = CeilDiv(rows, kMaxTileRows);
   s.x_element_bytes = kernels.x_bytes[static_cast<size_t>(kind)];
   const bool one_pass = s.num_tiles == 1 && kernels.single_pass;
-  // One tile decodes a quantised panel on its way; several share a chunk that was expanded to bf16.
-  const bool expands = IsQuantized(kind) && s.num_tiles > 1;
-  const int64_t step_bytes = PanelStepBytes(IsQuantized(kind) ? WeightKind::kBf16 : kind);
-  s.chunk_steps = one_pass ? s.steps : ChunkBytes(s.num_tiles) / step_bytes;
+  // One tile decodes a quantised panel on its way; several share a chunk that was expanded to bf16
+  // or to quads.
+  const bool is_quads = kind == WeightKind::kW8A8 && kernels.has_quads;
+  const bool expands =
+      IsQuantized(kind) && (s.num_tiles > 1 || (is_quads && rows > kMaxPackedQuadRows));
+  const int64_t step_bytes =
+      PanelStepBytes(IsQuantized(kind) && !is_quads ? WeightKind::kBf16 : kind);
+  s.chunk_steps = one_pass && !expands ? s.steps : ChunkBytes(s.num_tiles) / step_bytes;
   // Enough items that the last ones to finish cost little, but groups so large that bringing a
   // panel into L1 is paid for by several tiles.
   constexpr int64_t kItemsPerThread = 8;
@@ -83,8 +89,13 @@ LinearSchedule MakeSchedule(const LinearWeight& weight,
   if (s.steps > s.chunk_steps || IsQuantized(kind)) {
     s.partial_floats = s.tiles_per_group * kMaxTileRows * kPanelCols;
   }
-  if (kind == WeightKind::kInt4) s.num_groups_of_k = CeilDiv(s.steps, kGroupSteps);
-  if (expands) s.expanded_bytes = s.chunk_steps * step_bytes;
+  if (kind == WeightKind::kInt4 || kind == WeightKind::kW8A8) {
+    s.num_groups_of_k = CeilDiv(s.steps, kGroupSteps);
+  }
+  if (expands) {
+    s.expanded_group = is_quads ? kQuadGroupBytes : kGroupSteps * step_bytes;
+    s.expanded_bytes = s.chunk_steps / kGroupSteps * s.expanded_group;
+  }
   return s;
 }
 
@@ -116,10 +127,10 @@ LinearTile TileOfPanel(const LinearParams& p, const LinearSchedule& s, int64_t p
 
 // Where one thread works.
 struct Scratch {
-  const char* x = nullptr;        // converted rows
-  const float* x_sums = nullptr;  // [rows][num_groups_of_k]; null: no minima
-  float* partial = nullptr;       // this thread's
-  char* expanded = nullptr;       // this thread's
+  const char* x = nullptr;          // converted rows
+  const float* x_groups = nullptr;  // [rows][num_groups_of_k]: sums (kInt4) or scales (kW8A8)
+  float* partial = nullptr;         // this thread's
+  char* expanded = nullptr;         // this thread's
 };
 
 // One work item: all K of a group of row tiles and one panel.
@@ -166,13 +177,13 @@ void RunQuantizedItem(const LinearKernels& kernels,
   const int64_t panel = item / s.num_groups;
   const int64_t first_tile = item % s.num_groups * s.tiles_per_group;
   const int64_t last_tile = std::min(first_tile + s.tiles_per_group, s.num_tiles);
-  constexpr int64_t kExpandedStep = PanelStepBytes(WeightKind::kBf16);
   const bool expands = s.expanded_bytes > 0;
+  const bool is_quads = expands && kind == WeightKind::kW8A8 && kernels.has_quads;
   const char* weights = p.weight->data.as<char>() + panel * PanelBytes(kind, p.weight->in_features);
   LinearTile tile = TileOfPanel(p, s, panel);
   tile.scales_stride = GroupBytes(kind);
-  tile.group_stride = expands ? kGroupSteps * kExpandedStep : GroupBytes(kind);
-  tile.x_sums_stride = s.num_groups_of_k;
+  tile.group_stride = expands ? s.expanded_group : GroupBytes(kind);
+  tile.x_groups_stride = s.num_groups_of_k;
   for (int64_t step = 0; step < s.steps; step += s.chunk_steps) {
     tile.steps = std::min(s.chunk_steps, s.steps - step);
     tile.ends = step + tile.steps == s.steps;
@@ -180,17 +191,23 @@ void RunQuantizedItem(const LinearKernels& kernels,
     tile.scales = weights + group * GroupBytes(kind);
     const char* codes = tile.scales + GroupScaleBytes(kind);
     for (int64_t done = 0; expands && done < tile.steps; done += kGroupSteps) {
-      kernels.expand(kind, codes + done / kGroupSteps * GroupBytes(kind),
-                     std::min(kGroupSteps, tile.steps - done),
-                     scratch.expanded + done * kExpandedStep);
+      const char* from = codes + done / kGroupSteps * GroupBytes(kind);
+      const int64_t steps = std::min(kGroupSteps, tile.steps - done);
+      char* to = scratch.expanded + done / kGroupSteps * s.expanded_group;
+      if (is_quads) {
+        kernels.expand_quads(from, steps, to);
+      } else {
+        kernels.expand(kind, from, steps, to);
+      }
     }
     tile.panel = expands ? scratch.expanded : codes;
     for (int64_t t = first_tile; t < last_tile; ++t) {
       const int64_t row = p.y.rows * t / s.num_tiles;
-      const int64_t sums_at = row * s.num_groups_of_k + group;
+      const float* x_groups = scratch.x_groups + row * s.num_groups_of_k + group;
       tile.rows = static_cast<int>(p.y.rows * (t + 1) / s.num_tiles - row);
       tile.x = scratch.x + row * s.x_stride + step * (s.x_element_bytes * StepOf(kind));
-      tile.x_sums = scratch.x_sums == nullptr ? nullptr : scratch.x_sums + sums_at;
+      tile.x_sums = kind == WeightKind::kInt4 ? x_groups : nullptr;
+      tile.x_scales = kind == WeightKind::kW8A8 ? x_groups : nullptr;
       tile.partial_out = scratch.partial + (t - first_tile) * kMaxTileRows * kPanelCols;
       tile.partial_in = step == 0 ? nullptr : tile.partial_out;
       tile.y = p.y.row<float>(row) + panel * kPanelCols;
@@ -199,7 +216,11 @@ void RunQuantizedItem(const LinearKernels& kernels,
       tile.prefetch =
           fetches ? codes + CeilDiv(tile.steps, kGroupSteps) * GroupBytes(kind) : nullptr;
       tile.prefetch_step = fetches ? PanelStepBytes(kind) : 0;
-      kernels.quantized_tile(expands ? WeightKind::kBf16 : kind, tile);
+      if (is_quads) {
+        kernels.quads_tile(tile);
+      } else {
+        kernels.quantized_tile(expands ? WeightKind::kBf16 : kind, tile);
+      }
     }
   }
 }
@@ -226,6 +247,7 @@ Result<LinearWeight> CpuBackend::PackLinear(std::span<const WeightPart> parts,
   const DType dtype = format == WeightFormat::kAsStored ? stored : QuantizedType(format);
   const WeightKind kind = WeightKindOf(dtype).value();
   LinearWeight weight = LS_TRY(NewWeight(dtype, out_features, in_features, bias));
+  weight.quantizes_input = format == WeightFormat::kW8A8;
   const int64_t num_panels = CeilDiv(out_features, kPanelCols);
   const int64_t panel_bytes = PanelBytes(kind, in_features);
   weight.data = LS_TRY(Allocate(static_cast<size_t>(num_panels * panel_bytes)));
@@ -272,6 +294,7 @@ Result<LinearWeight> CpuBackend::ImportLinear(WeightFormat format,
                          kCacheLine, " bytes"));
   }
   LinearWeight weight = LS_TRY(NewWeight(dtype, out_features, in_features, bias));
+  weight.quantizes_input = format == WeightFormat::kW8A8;
   weight.data = LS_TRY(ImportConstant(data));
   return weight;
 }
@@ -292,8 +315,16 @@ Result<LinearWeight> CpuBackend::NewWeight(DType dtype,
   return weight;
 }
 
+std::string CpuBackend::format_note(WeightFormat format) const {
+  if (format != WeightFormat::kW8A8 || linear_->has_quads) return {};
+  return StrCat("--quantization w8a8: ", Name(isa_), " has no products of bytes here, expected ",
+                Name(CpuIsa::kAvx512Bf16),
+                "; results are the same, at the speed of float: use int8 if its smaller error "
+                "is worth more");
+}
+
 size_t CpuBackend::LinearScratchBytes(const LinearWeight& weight, int64_t rows) const {
-  const WeightKind kind = WeightKindOf(weight.dtype).value();
+  const WeightKind kind = KindOf(weight);
   const int num_threads = pool_.num_threads();
   const LinearSchedule s = MakeSchedule(weight, kind, *linear_, rows, num_threads);
   return static_cast<size_t>(s.scratch_bytes(rows, num_threads));
@@ -306,7 +337,7 @@ Status CpuBackend::Linear(const LinearParams& p) {
   LS_CHECK_EQ(p.x.rows, p.y.rows);
   LS_CHECK(p.x.dtype == DType::kF32 && p.y.dtype == DType::kF32);
   if (p.x.rows == 0) return Status();
-  const WeightKind kind = WeightKindOf(weight.dtype).value();
+  const WeightKind kind = KindOf(weight);
   const int num_threads = pool_.num_threads();
   const LinearSchedule s = MakeSchedule(weight, kind, *linear_, p.x.rows, num_threads);
 
@@ -316,8 +347,8 @@ Status CpuBackend::Linear(const LinearParams& p) {
     linear_scratch_ = LS_TRY(Allocate(scratch_bytes));
   }
   char* x = linear_scratch_.as<char>();
-  float* x_sums = s.num_groups_of_k == 0 ? nullptr : reinterpret_cast<float*>(x + s.x_bytes);
-  char* of_threads = x + s.x_bytes + s.x_sums_bytes(p.x.rows);
+  float* x_groups = reinterpret_cast<float*>(x + s.x_bytes);
+  char* of_threads = x + s.x_bytes + s.x_groups_bytes(p.x.rows);
 
   // Converting a few rows costs less than waking a thread.
   constexpr int64_t kConvertGrain = 32 << 10;
@@ -326,14 +357,19 @@ Status CpuBackend::Linear(const LinearParams& p) {
     const int64_t last = std::min((item + 1) * rows_per_item, p.x.rows);
     for (int64_t r = item * rows_per_item; r < last; ++r) {
       char* to = x + r * s.x_stride;
+      float* groups = x_groups + r * s.num_groups_of_k;
+      if (kind == WeightKind::kW8A8) {
+        linear_->quantize_x(p.x.row<float>(r), p.x.cols, to, groups);
+        continue;
+      }
       linear_->convert_x(kind, p.x.row<float>(r), p.x.cols, to);
-      if (x_sums != nullptr) linear_->sum_groups(to, p.x.cols, x_sums + r * s.num_groups_of_k);
+      if (kind == WeightKind::kInt4) linear_->sum_groups(to, p.x.cols, groups);
     }
   });
   pool_.Run(s.num_panels * s.num_groups, [&](int64_t item, int thread) {
     char* own = of_threads + thread * s.thread_bytes();
     const Scratch scratch = {.x = x,
-                             .x_sums = x_sums,
+                             .x_groups = x_groups,
                              .partial = reinterpret_cast<float*>(own + s.expanded_bytes),
                              .expanded = own};
     if (IsQuantized(kind)) {

@@ -22,10 +22,14 @@ inline std::optional<WeightKind> WeightKindOf(DType dtype) {
   return std::nullopt;
 }
 
+inline WeightKind KindOf(const LinearWeight& weight) {
+  return weight.quantizes_input ? WeightKind::kW8A8 : WeightKindOf(weight.dtype).value();
+}
+
 // Bytes of one step of K of a panel; of a quantised panel, its codes.
 constexpr int64_t PanelStepBytes(WeightKind kind) {
   if (kind == WeightKind::kInt4) return kPanelCols;
-  return kPanelCols * (kind == WeightKind::kF16 || kind == WeightKind::kInt8 ? 2 : 4);
+  return kPanelCols * (kind == WeightKind::kBf16 || kind == WeightKind::kF32 ? 4 : 2);
 }
 
 // Bytes of the scales and minima of a quantization group; 0 for the kinds without.

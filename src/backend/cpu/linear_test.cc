@@ -9,7 +9,8 @@
 // A quantised weight has groups of n <= 128: the products with codes are exact in float (8 bits
 // times 8), so a group costs 2 n roundings at most, its scale and its minimum two each, and every
 // later group lets them pass through 4 more: (2 n + 4 G + 2) u S for G groups, where an int4 weight
-// counts in S with the magnitudes of both its terms, |x| (scale code + |min|).
+// counts in S with the magnitudes of both its terms, |x| (scale code + |min|). If x is quantised
+// too, sums of a group are exact: (G + 3) u S.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -44,13 +45,16 @@ struct TestMatrix {
 };
 
 // The types that a checkpoint stores; quantised weights are made from bf16.
-DType StoredType(DType dtype) {
-  return dtype == DType::kInt8 || dtype == DType::kInt4 ? DType::kBf16 : dtype;
-}
-WeightFormat FormatOf(DType dtype) {
-  if (dtype == DType::kInt8) return WeightFormat::kInt8;
-  return dtype == DType::kInt4 ? WeightFormat::kInt4 : WeightFormat::kAsStored;
-}
+struct WeightType {
+  const char* name;
+  DType stored;
+  WeightFormat format = WeightFormat::kAsStored;
+};
+constexpr WeightType kInt8 = {"int8", DType::kBf16, WeightFormat::kInt8};
+constexpr WeightType kInt4 = {"int4", DType::kBf16, WeightFormat::kInt4};
+constexpr WeightType kW8A8 = {"w8a8", DType::kBf16, WeightFormat::kW8A8};
+constexpr WeightType kWeightTypes[] = {
+    {"bf16", DType::kBf16}, {"f16", DType::kF16}, {"f32", DType::kF32}, kInt8, kInt4, kW8A8};
 
 TestMatrix RandomWeights(Rng& rng, DType dtype, int64_t count) {
   TestMatrix m;
@@ -90,7 +94,7 @@ void QuantizeValues(WeightFormat format,
       ASSERT_TRUE(QuantizeWeightGroup(format, w.data(), count, &scale, codes));
       for (int i = 0; i < count; ++i) {
         const double code =
-            format == WeightFormat::kInt8 ? static_cast<int8_t>(codes[i]) : codes[i];
+            format == WeightFormat::kInt4 ? codes[i] : static_cast<int8_t>(codes[i]);
         values[at + i] = ToFloat(scale.min) + ToFloat(scale.scale) * code;
         magnitudes[at + i] = std::abs(ToFloat(scale.min)) + ToFloat(scale.scale) * std::abs(code);
       }
@@ -112,13 +116,14 @@ struct Shape {
 
 // A Linear with everything that can go wrong around it: two parts, strides, values between rows.
 struct Problem {
-  Problem(DType type, Shape s, bool with_bias, uint64_t seed) : dtype(type), shape(s) {
+  Problem(const WeightType& weight_type, Shape s, bool with_bias, uint64_t seed)
+      : type(weight_type), shape(s) {
     Rng rng(seed);
-    weights = RandomWeights(rng, StoredType(dtype), s.in * s.out);
-    if (FormatOf(dtype) == WeightFormat::kAsStored) {
+    weights = RandomWeights(rng, type.stored, s.in * s.out);
+    if (type.format == WeightFormat::kAsStored) {
       for (const double w : weights.values) magnitudes.push_back(std::abs(w));
     } else {
-      QuantizeValues(FormatOf(dtype), s.in, weights.values, magnitudes);
+      QuantizeValues(type.format, s.in, weights.values, magnitudes);
     }
     if (with_bias) bias = RandomFloats(rng, s.out);
     x_stride = s.in + 5;
@@ -129,11 +134,11 @@ struct Problem {
 
   LinearWeight Pack(CpuBackend& backend) const {
     const int64_t first = shape.out / 3;
-    const DType stored = StoredType(dtype);
+    const DType stored = type.stored;
     const uint8_t* second = weights.bytes.data() + first * shape.in * BitsOf(stored) / 8;
     const WeightPart parts[] = {{weights.bytes.data(), stored, first},
                                 {second, stored, shape.out - first}};
-    Result<LinearWeight> weight = backend.PackLinear(parts, shape.in, bias, FormatOf(dtype));
+    Result<LinearWeight> weight = backend.PackLinear(parts, shape.in, bias, type.format);
     EXPECT_TRUE(weight.ok());
     return std::move(weight).value();
   }
@@ -154,7 +159,7 @@ struct Problem {
     return result;
   }
 
-  DType dtype;
+  WeightType type;
   Shape shape;
   TestMatrix weights;
   std::vector<double> magnitudes;  // of the weights
@@ -167,17 +172,30 @@ struct Problem {
 
 double Roundings(const Problem& p) {
   const int64_t in = p.shape.in;
-  if (FormatOf(p.dtype) == WeightFormat::kAsStored) return static_cast<double>(2 * in + 2);
+  if (p.type.format == WeightFormat::kAsStored) return static_cast<double>(2 * in + 2);
+  if (p.type.format == WeightFormat::kW8A8) return static_cast<double>(NumWeightGroups(in) + 3);
   return static_cast<double>(2 * std::min<int64_t>(in, kWeightGroup) + 4 * NumWeightGroups(in) + 2);
+}
+
+// A row of x as the product sees it.
+std::vector<double> RoundedInput(const Problem& p, int64_t row) {
+  std::vector<double> rounded;
+  for (int64_t first = 0; first < p.shape.in; first += kWeightGroup) {
+    const float* x = p.x.data() + row * p.x_stride + first;
+    const int count = static_cast<int>(std::min<int64_t>(kWeightGroup, p.shape.in - first));
+    int8_t codes[kWeightGroup];
+    const double scale = QuantizeInputGroup(x, count, codes);
+    for (int i = 0; i < count; ++i) {
+      const double bf16_or_float = p.type.stored == DType::kBf16 ? ToFloat(ToBf16(x[i])) : x[i];
+      rounded.push_back(p.type.format == WeightFormat::kW8A8 ? scale * codes[i] : bf16_or_float);
+    }
+  }
+  return rounded;
 }
 
 void ExpectWithinBound(const Problem& p, const std::vector<float>& got, bool accumulate) {
   for (int64_t r = 0; r < p.shape.rows; ++r) {
-    std::vector<double> x;
-    for (int64_t k = 0; k < p.shape.in; ++k) {
-      const float f = p.x[static_cast<size_t>(r * p.x_stride + k)];
-      x.push_back(StoredType(p.dtype) == DType::kBf16 ? ToFloat(ToBf16(f)) : f);
-    }
+    const std::vector<double> x = RoundedInput(p, r);
     for (int64_t c = 0; c < p.shape.out; ++c) {
       const size_t at = static_cast<size_t>(r * p.y_stride + c);
       double sum = 0;
@@ -206,16 +224,16 @@ void ExpectWithinBound(const Problem& p, const std::vector<float>& got, bool acc
   }
 }
 
-class LinearTest : public testing::TestWithParam<std::tuple<CpuIsa, DType>> {
+class LinearTest : public testing::TestWithParam<std::tuple<CpuIsa, WeightType>> {
  protected:
   CpuIsa isa() const { return std::get<0>(GetParam()); }
-  DType dtype() const { return std::get<1>(GetParam()); }
+  const WeightType& type() const { return std::get<1>(GetParam()); }
 };
 
 TEST_P(LinearTest, EqualsADoubleLoopForEveryNumberOfRows) {
   CpuBackend backend(isa(), 2);
   for (int64_t rows = 1; rows <= 130; rows += rows < 14 ? 1 : 29) {
-    const Problem p(dtype(), {rows, 37, 100}, false, 1);
+    const Problem p(type(), {rows, 37, 100}, false, 1);
     const LinearWeight weight = p.Pack(backend);
     ExpectWithinBound(p, p.Run(backend, weight, false, 0, rows), false);
   }
@@ -231,7 +249,7 @@ TEST_P(LinearTest, EqualsADoubleLoopForOddShapesWithBiasAndAccumulate) {
       for (const bool accumulate : {false, true}) {
         SCOPED_TRACE(StrCat(shape.rows, "x", shape.in, "x", shape.out, with_bias ? " bias" : "",
                             accumulate ? " accumulate" : ""));
-        const Problem p(dtype(), shape, with_bias, 2);
+        const Problem p(type(), shape, with_bias, 2);
         const LinearWeight weight = p.Pack(backend);
         ExpectWithinBound(p, p.Run(backend, weight, accumulate, 0, shape.rows), accumulate);
       }
@@ -242,7 +260,7 @@ TEST_P(LinearTest, EqualsADoubleLoopForOddShapesWithBiasAndAccumulate) {
 // The contract of ops.h, bit for bit: alone, in any company, at any place, on any number of
 // threads.
 TEST_P(LinearTest, ARowDependsOnNothingButItself) {
-  const Problem p(dtype(), {67, 1031, 150}, true, 3);
+  const Problem p(type(), {67, 1031, 150}, true, 3);
   CpuBackend one(isa(), 1);
   CpuBackend three(isa(), 3);
   const LinearWeight weight = p.Pack(one);
@@ -269,7 +287,7 @@ TEST_P(LinearTest, ARowDependsOnNothingButItself) {
 
 TEST_P(LinearTest, NotANumberStaysInItsRow) {
   CpuBackend backend(isa(), 2);
-  Problem p(dtype(), {8, 40, 70}, false, 4);
+  Problem p(type(), {8, 40, 70}, false, 4);
   const LinearWeight weight = p.Pack(backend);
   const std::vector<float> before = p.Run(backend, weight, false, 0, 8);
   uint32_t bits = 0x7fffffffu;  // a NaN that naive rounding to bf16 turns into -0
@@ -287,24 +305,60 @@ TEST_P(LinearTest, NotANumberStaysInItsRow) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    AllIsas,
-    LinearTest,
-    testing::Combine(
-        testing::ValuesIn(UsableIsas()),
-        testing::Values(DType::kBf16, DType::kF16, DType::kF32, DType::kInt8, DType::kInt4)),
-    [](const auto& test) {
-      return StrCat(Name(std::get<0>(test.param)), "_", Name(std::get<1>(test.param)));
-    });
+INSTANTIATE_TEST_SUITE_P(AllIsas,
+                         LinearTest,
+                         testing::Combine(testing::ValuesIn(UsableIsas()),
+                                          testing::ValuesIn(kWeightTypes)),
+                         [](const auto& test) {
+                           return StrCat(Name(std::get<0>(test.param)), "_",
+                                         std::get<1>(test.param).name);
+                         });
+
+// Sums of codes are exact, so that instruction sets without products of bytes give the same bits:
+// the order of what is left is fixed. All but generic, whose multiply-add rounds twice.
+TEST(CpuLinearTest, QuantisedInputsGiveTheSameBitsOnEveryInstructionSet) {
+  const Problem p(kW8A8, {7, 1031, 70}, true, 6);
+  std::vector<float> first;
+  for (const CpuIsa isa : UsableIsas()) {
+    if (isa == CpuIsa::kGeneric) continue;
+    CpuBackend backend(isa, 2);
+    const std::vector<float> y = p.Run(backend, p.Pack(backend), true, 0, 7);
+    if (first.empty()) first = y;
+    EXPECT_EQ(y, first) << Name(isa);
+  }
+}
+
+// Groups of zeros, of values too small to have an inverse, and of infinities.
+TEST(CpuLinearTest, QuantisedInputsOfAnyMagnitude) {
+  for (const CpuIsa isa : UsableIsas()) {
+    CpuBackend backend(isa, 1);
+    Problem p(kW8A8, {4, 140, 70}, false, 7);
+    for (int64_t k = 0; k < 140; ++k) {
+      p.x[static_cast<size_t>(k)] = 0;
+      p.x[static_cast<size_t>(p.x_stride + k)] *= 0x1p-120f;
+      p.x[static_cast<size_t>(2 * p.x_stride + k)] *= 0x1p100f;
+    }
+    p.x[static_cast<size_t>(3 * p.x_stride + 130)] = -INFINITY;
+    const LinearWeight weight = p.Pack(backend);
+    const std::vector<float> y = p.Run(backend, weight, false, 0, 4);
+    for (size_t c = 0; c < 70; ++c) {
+      EXPECT_EQ(y[c], 0.0f);
+      EXPECT_EQ(y[static_cast<size_t>(p.y_stride) + c], 0.0f);
+      EXPECT_TRUE(std::isnan(y[static_cast<size_t>(3 * p.y_stride) + c]));
+    }
+    p.shape.rows = 3;
+    ExpectWithinBound(p, y, false);
+  }
+}
 
 // What a cache on disk relies on: the bytes of `data` are the whole weight but for its bias.
 TEST(CpuLinearTest, AnImportedWeightIsTheWeight) {
   CpuBackend backend(BestCpuIsa(), 2);
-  for (const DType dtype : {DType::kInt8, DType::kInt4}) {
-    const Problem p(dtype, {9, 300, 100}, true, 5);
+  for (const WeightType& type : {kInt8, kInt4, kW8A8}) {
+    const Problem p(type, {9, 300, 100}, true, 5);
     const LinearWeight packed = p.Pack(backend);
     const std::span<const std::byte> data(packed.data.as<const std::byte>(), packed.data.bytes);
-    const WeightFormat format = FormatOf(dtype);
+    const WeightFormat format = type.format;
     const LinearWeight imported = backend.ImportLinear(format, 100, 300, data, p.bias).value();
     EXPECT_EQ(p.Run(backend, imported, false, 0, 9), p.Run(backend, packed, false, 0, 9));
     for (const auto& [out, in, bytes] : {std::tuple<int64_t, int64_t, std::span<const std::byte>>{

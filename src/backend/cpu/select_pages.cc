@@ -11,6 +11,7 @@
 
 #include "backend/cpu/aligned_array.h"
 #include "backend/cpu/attention_kernels.h"
+#include "backend/cpu/attention_scratch.h"
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cpu/cpu_kv_store.h"
 #include "backend/cpu/page_choice.h"
@@ -144,6 +145,13 @@ void Selection::Write(const Item& item, std::span<const PageRun> runs) const {
 }
 
 }  // namespace
+
+int64_t PageSelectionScratchBytes(const ScratchQuery& query) {
+  const AttentionLimits& limits = query.limits;
+  // Scores of every head, and what one thread makes of those of a sequence: softmax, order, runs.
+  return limits.sequences * limits.pages * limits.num_q_heads * int64_t{sizeof(float)} +
+         query.num_threads * limits.pages * 4 * int64_t{sizeof(double)};
+}
 
 Status CpuBackend::SelectPages(const SelectPagesParams& params) {
   Selection(params, *attention_).Run(pool_);

@@ -10,6 +10,7 @@
 
 #include "backend/cpu/aligned_array.h"
 #include "backend/cpu/attention_kernels.h"
+#include "backend/cpu/attention_scratch.h"
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cpu/cpu_kv_store.h"
 #include "backend/cpu/page_choice.h"
@@ -247,6 +248,18 @@ void TileSelection::Write(const Unit& unit, std::span<const PageRun> runs) const
 }
 
 }  // namespace
+
+int64_t TileSelectionScratchBytes(const ScratchQuery& query) {
+  const AttentionLimits& limits = query.limits;
+  const int64_t head_dim = KvPart::Of(query.layout.dtype, query.layout.head_dim).head_dim;
+  const int64_t tiles = limits.pages / kTilePages + 1;
+  const int64_t pieces = tiles / kTilesPerPiece + 1;
+  const int64_t head_bytes = kRows * (tiles + pieces) * int64_t{sizeof(float)} +
+                             kTileTokens * head_dim * query.kernels.query_element_bytes;
+  const int64_t keys_bytes = kPagesPerPiece * kPageTokens * head_dim * int64_t{sizeof(uint16_t)};
+  return limits.rows / kTileTokens * limits.num_q_heads * head_bytes +
+         query.num_threads * (keys_bytes + 4 * tiles * int64_t{sizeof(double)});
+}
 
 Status CpuBackend::SelectTiles(const SelectTilesParams& params) {
   TileSelection(params, *attention_).Run(pool_);

@@ -121,5 +121,22 @@ float SumTileWeights(const TileWeightArgs& args) {
   return max;
 }
 
+// All of them, for attention_<isa>.cc to give its name.
+constexpr AttentionKernels kKernels = {
+    .query_element_bytes = kQueryElementBytes,
+    .pack_queries = PackQueries,
+    .attend_page = AttendPage,
+    .dequantize_page = DequantizePage,
+    .round_row = RoundRow,
+    .range_of_row = RangeOfRow,
+    .quantize_row = QuantizeRow,
+    .fold_row = FoldRow,
+    .pack_bound_query = PackBoundQuery,
+    .score_pages = ScorePages,
+    .pack_strided_queries = PackStridedQueries,
+    .score_strided = ScoreStrided,
+    .sum_tile_weights = SumTileWeights,
+};
+
 }  // namespace
 }  // namespace lserve

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "backend/reference/reference_backend.h"
 #include "backend/weight_quant.h"
@@ -60,6 +61,21 @@ Status Quantize(std::span<const WeightPart> parts, WeightFormat format, LinearWe
   return Status();
 }
 
+// What a Linear with this weight sees of one row.
+void RoundInput(const LinearWeight& w, const float* x, double* rounded) {
+  if (!w.quantizes_input) {
+    const bool to_bf16 = w.dtype != DType::kF16 && w.dtype != DType::kF32;
+    for (int64_t i = 0; i < w.in_features; ++i) rounded[i] = to_bf16 ? ToFloat(ToBf16(x[i])) : x[i];
+    return;
+  }
+  for (int64_t first = 0; first < w.in_features; first += kWeightGroup) {
+    const int count = static_cast<int>(std::min<int64_t>(kWeightGroup, w.in_features - first));
+    int8_t codes[kWeightGroup];
+    const double scale = QuantizeInputGroup(x + first, count, codes);
+    for (int i = 0; i < count; ++i) rounded[first + i] = scale * codes[i];
+  }
+}
+
 }  // namespace
 
 Result<LinearWeight> ReferenceBackend::PackLinear(std::span<const WeightPart> parts,
@@ -92,6 +108,7 @@ Result<LinearWeight> ReferenceBackend::PackLinear(std::span<const WeightPart> pa
     const int64_t groups = weight.out_features * NumWeightGroups(in_features);
     weight.dtype = QuantizedType(format);
     weight.quantization_group = kWeightGroup;
+    weight.quantizes_input = format == WeightFormat::kW8A8;
     weight.data = LS_TRY(Allocate(static_cast<size_t>(elements)));
     weight.scales = LS_TRY(Allocate(static_cast<size_t>(groups) * sizeof(Bf16)));
     weight.zeros = LS_TRY(Allocate(static_cast<size_t>(groups) * sizeof(Bf16)));
@@ -109,15 +126,14 @@ Status ReferenceBackend::Linear(const LinearParams& params) {
   const LinearWeight& w = *params.weight;
   LS_CHECK_EQ(params.x.cols, w.in_features);
   LS_CHECK_EQ(params.y.cols, w.out_features);
-  const bool rounds_input = w.dtype != DType::kF16 && w.dtype != DType::kF32;
+  std::vector<double> x(static_cast<size_t>(w.in_features));
   for (int64_t r = 0; r < params.x.rows; ++r) {
-    const float* x = params.x.row<float>(r);
+    RoundInput(w, params.x.row<float>(r), x.data());
     float* y = params.y.row<float>(r);
     for (int64_t o = 0; o < w.out_features; ++o) {
       double sum = w.bias.data != nullptr ? w.bias.as<float>()[o] : 0.0;
       for (int64_t i = 0; i < w.in_features; ++i) {
-        const float input = rounds_input ? ToFloat(ToBf16(x[i])) : x[i];
-        sum += double{input} * WeightAt(w, o * w.in_features + i);
+        sum += x[static_cast<size_t>(i)] * WeightAt(w, o * w.in_features + i);
       }
       y[o] = static_cast<float>(params.accumulate ? y[o] + sum : sum);
     }
