@@ -16,6 +16,8 @@
 
 namespace lserve {
 
+struct AttentionView;  // engine/attention_probe.h
+
 using RequestId = int64_t;
 
 // How the next token is drawn. The penalties act first, then temperature, then the cuts top-k,
@@ -58,6 +60,9 @@ struct Request {
   std::function<Status(int64_t first_position, const ConstMatrix& logits)> on_prompt_logits;
   // If set, gets the logits [vocab] that each token of the answer is drawn from, before penalties.
   std::function<void(std::span<const float> logits)> on_token_logits;
+  // If set, called in every layer of every step that computes tokens of this request, right after
+  // their attention. An error is the engine's end.
+  std::function<Status(const AttentionView& view)> on_attention;
 };
 
 enum class FinishReason : uint8_t { kStop, kLength, kCancelled, kError };

@@ -7,6 +7,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/strings.h"
+#include "engine/attention_probe.h"
 #include "engine/engine_setup.h"
 #include "engine/prefix_store.h"
 #include "engine/scheduler.h"
@@ -74,6 +75,7 @@ class Engine::Impl {
     std::vector<PageRun> runs;
     SelectionTable table;
   };
+  void SetObserver();
   HostLists CopyLists(const SelectionTable& table, int entries) const;
   void CountWork(const Member& member, Sequence* sequence);
   Status EmitPromptLogits(const Member& member);
@@ -310,6 +312,25 @@ Status Engine::Impl::RequestTileLists() {
   return Status();
 }
 
+// Calls the requests that want to see their attention.
+void Engine::Impl::SetObserver() {
+  const auto wants = [](const Member& member) {
+    return bool{member.scheduled.sequence->request.on_attention};
+  };
+  if (std::none_of(members_.begin(), members_.end(), wants)) return;
+  batch_.observe = [this, wants](const AttentionParams& attention) {
+    const bool decodes = attention.plan == &batch_.decode;
+    for (const Member& member : members_) {
+      if (member.decodes != decodes || !wants(member)) continue;
+      LS_TRY(member.scheduled.sequence->request.on_attention({.backend = parts_.backend.get(),
+                                                              .attention = &attention,
+                                                              .range = member.range,
+                                                              .decodes = decodes}));
+    }
+    return Status();
+  };
+}
+
 Engine::Impl::HostLists Engine::Impl::CopyLists(const SelectionTable& table, int entries) const {
   HostLists lists;
   lists.num_runs.resize(static_cast<size_t>(entries));
@@ -492,6 +513,7 @@ Result<std::vector<RequestEvent>> Engine::Impl::Step() {
   }
   const Stopwatch watch;
   LS_TRY(BuildBatch(step));
+  SetObserver();
   LS_TRY(parts_.model->Forward(batch_, parts_.store.get()));
   for (const Member& member : members_) events.push_back(LS_TRY(Finalize(member)));
   scheduler_.RecordStep(step, watch.milliseconds());  // reads no sequence: some are gone

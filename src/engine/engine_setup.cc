@@ -87,8 +87,8 @@ Result<HeadKinds> KindsOf(const StreamingHeadsFile& file,
                        "--streaming-ratio (LServe uses 0.5)"));
 }
 
-// Which KV heads stream: the precedence of docs/architecture.md, "Head kinds". `own` is the file
-// that comes with a model in memory.
+// Which KV heads stream: the precedence of docs/architecture.md, "Head kinds". `own` takes
+// the place of the file in the model's directory.
 Result<HeadKinds> ResolveHeadKinds(const EngineConfig& config,
                                    const ModelConfig& model,
                                    const std::optional<StreamingHeadsFile>& own,
@@ -202,9 +202,8 @@ Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) 
   parts.backend = LS_TRY(MakeBackend(
       {.device = config.device, .num_threads = config.num_threads, .cpu_isa = config.cpu_isa}));
   if (inputs.wrap_backend) parts.backend = inputs.wrap_backend(std::move(parts.backend));
-  const std::optional<StreamingHeadsFile> no_heads;
-  const HeadKinds kinds = LS_TRY(
-      ResolveHeadKinds(config, model, in_memory ? inputs.model->heads : no_heads, &warnings));
+  if (!inputs.heads && in_memory) inputs.heads = inputs.model->heads;
+  const HeadKinds kinds = LS_TRY(ResolveHeadKinds(config, model, inputs.heads, &warnings));
 
   const int head_dim = static_cast<int>(model.head_dim);
   const KvLayout layout =
