@@ -1,6 +1,7 @@
 #include "apps/answer_report.h"
 
 #include <cstring>
+#include <utility>
 
 #include "apps/quantities.h"
 #include "base/strings.h"
@@ -13,7 +14,7 @@ Json AnswerToJson(const ReportedAnswer& reported) {
   const RequestStats& stats = answer.stats;
   Json::Array ids;
   for (const int32_t id : answer.token_ids) ids.push_back(Json(int64_t{id}));
-  return Json(Json::Object{
+  Json::Object object = {
       {"question", reported.question ? Json(*reported.question) : Json()},
       {"text", reported.has_text ? Json(answer.text) : Json()},
       {"token_ids", Json(std::move(ids))},
@@ -32,7 +33,13 @@ Json AnswerToJson(const ReportedAnswer& reported) {
       {"dense_steps", Json(stats.dense_steps)},
       {"sparse_steps", Json(stats.sparse_steps)},
       {"selections", Json(stats.selections)},
-  });
+  };
+  if (reported.passages) {
+    Json::Array passages;
+    for (const Passage& passage : *reported.passages) passages.push_back(ToJson(passage));
+    object.emplace_back("passages", Json(std::move(passages)));
+  }
+  return Json(std::move(object));
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "apps/answering.h"
+#include "apps/explanation.h"
 #include "base/json.h"
 
 namespace lserve {
@@ -15,6 +16,7 @@ struct ReportedAnswer {
   std::optional<std::string> question;
   bool has_text = false;  // false without a tokenizer
   Answer answer;
+  std::optional<std::vector<Passage>> passages = {};  // with --explain
 };
 
 Json AnswersToJson(const std::vector<ReportedAnswer>& answers, const EngineInfo& info);

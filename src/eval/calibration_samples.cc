@@ -65,6 +65,7 @@ Result<std::vector<CalibrationSample>> PasskeySamples(const Tokenizer& tokenizer
     // Template, question and answer come on top, and sentences are counted one by one.
     for (int attempt = 0; attempt < 8 && needle.num_tokens > 0; ++attempt) {
       const NeedleDocument document = LS_TRY(MakeNeedleDocument(tokenizer, needle));
+      if (document.text.empty()) break;  // no room for a sentence between the facts
       samples = LS_TRY(SamplesOf(tokenizer, document, StrCat("passkey document ", i + 1)));
       int64_t longest = 0;
       for (const CalibrationSample& sample : samples) longest = std::max(longest, sample.size());

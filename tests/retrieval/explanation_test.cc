@@ -1,0 +1,111 @@
+// Where an answer was read: the fact that was asked for stands in the first passage, with the bytes
+// it has in its file.
+#include <gmock/gmock.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "apps/answering.h"
+#include "apps/explanation.h"
+#include "eval/needle_document.h"
+#include "support/eval_support.h"
+
+namespace lserve {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::SizeIs;
+
+// Answers one question and says where it was read.
+std::vector<Passage> Explained(Engine& engine,
+                               const Documents& documents,
+                               const NeedleQuestion& question) {
+  Request request;
+  request.prompt =
+      MakePrompt(*engine.tokenizer(), {.document = documents.text, .system = {}, .date = {}},
+                 question.question)
+          .value();
+  request.sampling.temperature = 0;
+  request.max_tokens = 40;
+  const PromptMap map = PromptMap::Make(engine.tokenizer(), request.prompt, documents).value();
+  Reading reading(static_cast<int64_t>(request.prompt.size()), map.first(), map.last());
+  request.on_attention = [&](const AttentionView& view) { return reading.Observe(view); };
+  const Answer answer = AnswerOne(engine, std::move(request)).value();
+  EXPECT_TRUE(HasSameValues(answer.text, question.answer)) << answer.text;
+  return map.Passages(reading.Parts(5));
+}
+
+// The value of "The access code for K is V."
+std::string ValueOf(const NeedleQuestion& question) {
+  const size_t last = question.answer.find_last_of("0123456789");
+  const size_t first = question.answer.find_last_not_of("0123456789", last) + 1;
+  return question.answer.substr(first, last + 1 - first);
+}
+
+TEST(Explanation, TheFactIsInTheFirstPassage) {
+  for (const int budget : {512, 4096}) {  // lists are selected; everything is read
+    const std::unique_ptr<Engine> engine = MustMake(NeedleConfig(budget));
+    const NeedleDocument needle =
+        MakeNeedleDocument(*engine->tokenizer(), {.num_tokens = 1400, .seed = 11}).value();
+    const Documents documents{
+        needle.text, {{.source = "a.txt", .begin = 0, .end = needle.text.size(), .skipped = 3}}};
+    for (const NeedleQuestion& question : needle.questions) {
+      const std::vector<Passage> passages = Explained(*engine, documents, question);
+      ASSERT_FALSE(passages.empty());
+      const Passage& first = passages[0];
+      EXPECT_THAT(first.text, HasSubstr(ValueOf(question))) << question.question;
+      EXPECT_EQ(first.source, "a.txt");
+      EXPECT_EQ(needle.text.substr(*first.begin - 3, *first.end - *first.begin), first.text);
+      EXPECT_LT(first.text.size(), needle.text.size() / 3);
+      EXPECT_GT(first.weight, 0.3) << question.question;
+      double sum = 0;
+      for (const Passage& passage : passages) sum += passage.weight;
+      EXPECT_LE(sum, 1.0 + 1e-9);
+    }
+  }
+}
+
+TEST(Explanation, NamesTheDocument) {
+  const std::unique_ptr<Engine> engine = MustMake(NeedleConfig(4096));
+  Documents documents;
+  std::vector<NeedleQuestion> questions;
+  for (const uint64_t seed : {21, 22, 23}) {
+    const NeedleDocument needle = MakeNeedleDocument(*engine->tokenizer(),
+                                                     {.num_tokens = 400,
+                                                      .seed = seed,
+                                                      .depths = {0.5},
+                                                      .num_distractors = 1})
+                                      .value();
+    if (!documents.text.empty()) documents.text += "\n\n";
+    // A template may trim the blank lines at the top.
+    const std::string text = (seed == 21 ? "\n\n" : "") + needle.text;
+    documents.parts.push_back({.source = std::to_string(seed),
+                               .begin = documents.text.size(),
+                               .end = documents.text.size() + text.size()});
+    documents.text += text;
+    questions.push_back(needle.questions[0]);
+  }
+  for (size_t i = 0; i < questions.size(); ++i) {
+    const std::vector<Passage> passages = Explained(*engine, documents, questions[i]);
+    ASSERT_FALSE(passages.empty());
+    const DocumentPart& part = documents.parts[i];
+    EXPECT_EQ(passages[0].source, part.source);
+    EXPECT_THAT(passages[0].text, HasSubstr(ValueOf(questions[i])));
+    EXPECT_EQ(documents.text.substr(part.begin + *passages[0].begin, passages[0].text.size()),
+              passages[0].text);
+  }
+}
+
+TEST(Explanation, WithoutATokenizerThereAreTokens) {
+  const PromptMap map = PromptMap::Make(nullptr, std::vector<int32_t>(300, 1), {}).value();
+  EXPECT_EQ(map.first(), 0);
+  EXPECT_EQ(map.last(), 300);
+  const std::vector<Passage> passages = map.Passages({{64, 128, 0.5}});
+  ASSERT_THAT(passages, SizeIs(1));
+  EXPECT_EQ(passages[0].first_token, 64);
+  EXPECT_EQ(passages[0].begin, std::nullopt);
+  EXPECT_THAT(PassagesText(passages), HasSubstr("50% in the prompt, tokens 64 to 128"));
+}
+
+}  // namespace
+}  // namespace lserve
