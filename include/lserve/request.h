@@ -68,6 +68,27 @@ struct Request {
 enum class FinishReason : uint8_t { kStop, kLength, kCancelled, kError };
 std::string_view Name(FinishReason reason);  // "stop", "length", ...
 
+// What audited decode steps say (EngineConfig::audit_rate): sums over steps, so that requests add
+// up. A recall is the share of a query's attention that lies on keys it was shown, mean over heads.
+struct AuditStats {
+  int64_t steps = 0;          // that were audited
+  int64_t skipped_steps = 0;  // that should have been, but the cache had no page for it
+  // Steps in which retrieval heads read selected pages: their recall, and how far the logits are
+  // from those of a pass that reads every page, given this cache.
+  int64_t retrieval_steps = 0;
+  double retrieval_recall = 0;
+  double lowest_retrieval_recall = 1;  // of one head in one step
+  int64_t same_top = 0;                // the most probable token is the same
+  double kl = 0;                       // KL(every page || selected), nats
+  // Steps in which the streaming heads' pages were all kept (a request that is audited keeps them).
+  int64_t streaming_steps = 0;
+  double streaming_recall = 0;
+  double lowest_streaming_recall = 1;
+  double seconds = 0;  // what it cost
+
+  void Add(const AuditStats& other);
+};
+
 // Counters of one request. Pages count (layer, KV head) pairs, so that a streaming and a retrieval
 // head weigh the same; tiles are (layer, KV head, 128 queries, 128 keys).
 struct RequestStats {
@@ -85,6 +106,7 @@ struct RequestStats {
   int64_t dense_steps = 0;      // decode steps in which every page was read
   int64_t sparse_steps = 0;     // the others
   int64_t selections = 0;       // decode steps in which the selector ran
+  AuditStats audit;
 };
 
 // What one engine step did to one request.

@@ -26,6 +26,8 @@ Status CheckConfig(const EngineConfig& config) {
                1 << 20));
   check(config.num_threads >= 0 && config.num_threads <= 4096,
         StrCat("--threads is ", config.num_threads, ", expected 0 (every core) to 4096"));
+  check(config.audit_rate >= 0 && config.audit_rate <= 1,
+        StrCat("--audit-rate is ", config.audit_rate, ", expected 0 (off) to 1 (every step)"));
   check(config.max_model_len >= 0, StrCat("--max-model-len is ", config.max_model_len,
                                           ", expected 0 (the checkpoint's) or more"));
   if (problems.empty()) return Status();

@@ -29,7 +29,9 @@ Status Reading::Observe(const AttentionView& view) {
   for (const HeadMass& head : mass.heads) {
     const double even = head.seen / static_cast<double>(last_page - first_page);
     for (size_t page = first_page; page < last_page; ++page) {
-      pages_[page] += std::max(0.0, head.pages[page] - even);
+      // What a head spreads evenly is no choice.
+      const double more = std::max(0.0, head.pages[page] - even);
+      pages_[page] += more * more;
     }
   }
   return Status();

@@ -9,7 +9,7 @@
 
 namespace lserve {
 
-// Positions [first, last) of neighbouring pages, and their share of what was read.
+// Positions [first, last) of neighbouring pages, and their share of the weight.
 struct ReadPart {
   int64_t first = 0;
   int64_t last = 0;
@@ -18,8 +18,7 @@ struct ReadPart {
 
 class Reading {
  public:
-  // Of positions [first, last) of a prompt of `prompt_size` tokens. What a head spreads evenly over
-  // all of them says nothing about any: only what a page gets beyond that counts.
+  // Of positions [first, last) of a prompt of `prompt_size` tokens.
   Reading(int64_t prompt_size, int64_t first, int64_t last);
 
   // The query that draws the first token, then every decode step.

@@ -100,5 +100,44 @@ TEST(Calibrate, MistakesAreOneLine) {
   EXPECT_EQ(ReadFile(output), "");
 }
 
+// Sentences about nothing, and a fact among them.
+std::string Document() {
+  std::string text;
+  for (int i = 0; i < 60; ++i) {
+    text += "The printer keeps a copy of every page that the reader has not closed. ";
+    if (i == 30) text += "The access code for Blue Harbor is 48213. ";
+  }
+  return text;
+}
+
+const char* const kQuestion = "What is the access code for Blue Harbor?";
+
+TEST(Explain, NamesThePassageOfTheFact) {
+  const ScratchDir scratch;
+  const std::string text = Document();
+  const std::string path = scratch.File("a.txt", text);
+  const std::vector<std::string> arguments = {"run", kModel, "--document", path, "--question",
+                                              kQuestion, "--attention", "sparse",
+                                              "--sparse-token-budget", "512", "--explain"};
+  const ProgramResult shown = Lserve(arguments);
+  ASSERT_EQ(shown.exit_status, 0) << shown.err;
+  EXPECT_THAT(shown.out, HasSubstr("a.txt, bytes "));
+  EXPECT_THAT(shown.out, HasSubstr("The access code for Blue Harbor is 48213."));
+
+  std::vector<std::string> as_json = arguments;
+  as_json.push_back("--json");
+  const ProgramResult result = Lserve(as_json);
+  ASSERT_EQ(result.exit_status, 0) << result.err;
+  const Json json = Parsed(result.out);
+  const Json& answer = json.Find("answers")->as_array()[0];
+  const Json& passage = answer.Find("passages")->as_array()[0];
+  const std::string& read = passage.Find("text")->as_string();
+  EXPECT_THAT(read, HasSubstr("Blue Harbor is 48213"));
+  EXPECT_EQ(passage.Find("document")->as_string(), path);
+  const size_t begin = static_cast<size_t>(passage.Find("begin")->as_int());
+  const size_t end = static_cast<size_t>(passage.Find("end")->as_int());
+  EXPECT_EQ(text.substr(begin, end - begin), read);
+}
+
 }  // namespace
 }  // namespace lserve
