@@ -95,8 +95,6 @@ void AddMemoryFlags(FlagSet& flags, EngineFlags& out) {
                  "this version computes on the CPU; --kv-cache-bytes limits the KV cache");
   flags.NoEffect("--n-gpu-layers,--gpu-layers", "COUNT",
                  "layers are not split over devices; --device chooses one");
-  flags.Group("Not in this version");
-  flags.Refused("--audit-rate", true, "there is no fidelity audit");
 }
 
 }  // namespace

@@ -131,8 +131,13 @@ class Runner {
     if (first) PrintStart();
     LS_TRY(options_.is_interactive() ? RunInteractive() : RunGiven());
     if (!first) PrintStart();
-    if (!options_.json) return Status();
-    const Json json = AnswersToJson(answers_, engine_->info());
+    const bool audited = engine_->config().audit_rate > 0;
+    if (!options_.json) {
+      if (audited) PrintToStderr(StrCat("[", AuditLine(engine_->audit()), "]\n"));
+      return Status();
+    }
+    const Json json =
+        AnswersToJson(answers_, engine_->info(), audited ? &engine_->audit() : nullptr);
     return output_.Write(WriteJson(json, {.indent = 1}) + "\n");
   }
 

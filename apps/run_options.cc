@@ -93,6 +93,9 @@ void AddRunFlags(FlagSet& flags, RunOptions& out) {
   flags.Switch("--explain", out.explain,
                "name the passages that the retrieval heads attended most while the answer was "
                "written");
+  flags.Number("--audit-rate", out.engine.config.audit_rate, 0.0, 1.0, "SHARE",
+               "measure what sparse attention leaves out, in this share of the decode steps and "
+               "questions; such a step is computed twice, and the times include it");
   flags.Switch("--json", out.json, "one JSON object on stdout and nothing else");
   flags.Switch("--print-config", out.print_config,
                "print the options in effect as JSON, and do nothing else");

@@ -51,6 +51,10 @@ struct Request {
   // requests that start with the same tokens; with block-sparse prefill up to the last whole tile
   // of 128. 0: keeps nothing.
   int64_t keep_prefix = 0;
+  // Keeps the pages that streaming heads no longer see, as dense attention does, so that
+  // on_attention can say what they hold. Costs memory, changes no answer. Off if a prefix that
+  // serves the request has dropped them.
+  bool keep_streaming_pages = false;
   // If not empty, the answer's tokens: nothing is drawn, penalties and stops are off, and the
   // answer ends with the last of them. Each is still computed by a decode step, so that
   // on_token_logits shows what decode says about a known text.

@@ -199,8 +199,9 @@ int64_t Engine::Impl::MaxTokens(const Request& request) const {
 }
 
 Status Engine::Impl::Check(const Request& request) const {
-  const AttentionSettings attention = request.attention.value_or(config_.attention);
+  AttentionSettings attention = request.attention.value_or(config_.attention);
   LS_TRY(CheckRequest(request, attention));
+  if (request.keep_streaming_pages) attention.mode = AttentionMode::kDense;
   return CheckFits(request, attention, MaxTokens(request));
 }
 
@@ -214,10 +215,11 @@ Result<RequestId> Engine::Impl::Add(Request request) {
                                              SequenceCache(parts_.pool.get(), parts_.store.get()));
   sequence->max_tokens = max_tokens;
   sequence->spare_pages = SparePages();
+  sequence->keeps_streaming = sequence->request.keep_streaming_pages;
   if (attention.mode != AttentionMode::kDense && audited_requests_.Next()) {
     AttentionSettings untrimmed = attention;
     untrimmed.mode = AttentionMode::kDense;
-    sequence->keeps_streaming = CheckFits(sequence->request, untrimmed, max_tokens).ok();
+    sequence->keeps_streaming |= CheckFits(sequence->request, untrimmed, max_tokens).ok();
   }
   sequence->stats.prompt_tokens = sequence->prompt_size();
   if (parts_.tokenizer != nullptr) sequence->text.emplace(*parts_.tokenizer, std::move(stops));
@@ -270,7 +272,8 @@ Status Engine::Impl::BuildBatch(const std::vector<Scheduled>& step) {
                             .num_rows = scheduled.num_tokens,
                             .first_position = first},
                   .decodes = !sequence->in_prompt(),
-                  .decision = {}};
+                  .decision = {},
+                  .audit = {}};
     for (int i = 0; i < scheduled.num_tokens; ++i)
       batch_.tokens.push_back(sequence->token_at(first + i));
     batch_.ranges.push_back(member.range);

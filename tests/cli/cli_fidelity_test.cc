@@ -139,5 +139,35 @@ TEST(Explain, NamesThePassageOfTheFact) {
   EXPECT_EQ(text.substr(begin, end - begin), read);
 }
 
+TEST(Audit, SaysWhatWasLeftOutAndWhatItCost) {
+  const ScratchDir scratch;
+  const std::string path = scratch.File("a.txt", Document());
+  const std::vector<std::string> arguments = {
+      "run", kModel, "--document", path, "--question", kQuestion, "--attention", "sparse",
+      "--sparse-token-budget", "512", "--audit-rate", "0.5"};
+  const ProgramResult shown = Lserve(arguments);
+  ASSERT_EQ(shown.exit_status, 0) << shown.err;
+  EXPECT_THAT(shown.err, HasSubstr("steps | selected pages carry "));
+  EXPECT_THAT(shown.err, HasSubstr("| sink and window carry "));
+  EXPECT_THAT(shown.err, HasSubstr("| cost "));
+
+  std::vector<std::string> as_json = arguments;
+  as_json.push_back("--json");
+  const ProgramResult result = Lserve(as_json);
+  ASSERT_EQ(result.exit_status, 0) << result.err;
+  const Json json = Parsed(result.out);
+  const Json& answer = json.Find("answers")->as_array()[0];
+  const Json& audit = *answer.Find("audit");
+  EXPECT_EQ(audit, *json.Find("audit"));
+  const int64_t steps = answer.Find("sparse_steps")->as_int();
+  EXPECT_EQ(audit.Find("steps")->as_int(), (steps + 1) / 2);
+  EXPECT_GT(audit.Find("retrieval_recall")->as_double(), 0.5);
+  EXPECT_EQ(audit.Find("top1_agreement")->as_double(), 1.0);
+  EXPECT_GT(audit.Find("cost_ms")->as_double(), 0);
+
+  const ProgramResult plain = Lserve({"run", kModel, "--prompt", "A", "--max-tokens", "2", "--json"});
+  EXPECT_THAT(plain.out, Not(HasSubstr("audit")));
+}
+
 }  // namespace
 }  // namespace lserve
