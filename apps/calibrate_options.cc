@@ -18,8 +18,8 @@ void AddCalibrateFlags(FlagSet& flags, CalibrateOptions& out) {
   out.engine.config.max_num_seqs = 1;
   flags.Group("What to measure on");
   flags.Texts("--text", out.texts, "FILE",
-              "UTF-8 text as the model will read; measured beside the documents that the tool "
-              "makes itself");
+              "UTF-8 text as the model will read; heads that serve text count as much as heads that "
+              "answer questions. Default: made-up manual pages");
   flags.Size("--length", out.length, 256, {}, "TOKENS",
              "of a document with its question and answer, and of a part of a text");
   flags.Integer("--documents", out.documents, 0, "COUNT",
@@ -33,7 +33,7 @@ void AddCalibrateFlags(FlagSet& flags, CalibrateOptions& out) {
                "share of the KV heads that stream. Default: 0.5");
   flags.Number("--max-loss", out.max_loss, 0.0, 100.0,
                "instead: as many as cost at most this KL divergence from dense attention, in nats "
-               "per token of the checks");
+               "per token of the checks; of answers and texts the worse counts");
   flags.Text("--ratios", out.ratios_text, "LIST", "shares that are checked as well; none: \"\"");
   flags.Text("--compare", out.compare_file, "FILE",
              "another file (DuoAttention's full_attention_heads.tsv or ours), cut at the same share, "

@@ -67,7 +67,10 @@ class AnswerPrinter {
     Pending& pending = pending_[index];
     pending.text += piece;
     if (event.finished) {
-      if (explain_) pending.text += StrCat("\n", explain_(index));
+      if (explain_) {
+        pending.text += StrCat("\n", explain_(index));
+        pending.text.pop_back();  // the line break that ends every answer follows
+      }
       pending.summary = SummaryLine(
           {.text = {}, .token_ids = {}, .finish_reason = *event.finished, .stats = event.stats});
     }

@@ -22,7 +22,6 @@ struct Reference {
   std::vector<int32_t> tokens;  // the last of the prompt, then the answer
   std::unique_ptr<LogitReference> logits;
   bool right = false;
-  bool is_question = false;
 };
 
 int64_t NumStreaming(const HeadKinds& kinds) {
@@ -176,7 +175,7 @@ class Calibration {
       Reference reference;
       reference.tokens = {check.prompt.back()};
       reference.tokens.insert(reference.tokens.end(), check.answer.begin(), check.answer.end());
-      reference.right = reference.is_question = check.is_question;
+      reference.right = check.is_question;
       references_.push_back(std::move(reference));
       Reference& kept = references_.back();
       kept.logits = std::make_unique<LogitReference>(vocab, kept.tokens);
@@ -191,11 +190,12 @@ class Calibration {
   Result<std::optional<CutCheck>> Check(const std::string& name, const HeadKinds& kinds) {
     CutCheck cut{.name = name, .streaming_heads = NumStreaming(kinds)};
     LS_TRY(MakeEngine(kinds));
-    Divergence sum;
+    Divergence answers, texts;
     const std::string what = StrCat(name, ", ", cut.streaming_heads, " streaming");
     const auto check = [&](size_t i, const AskHooks& hooks) -> Result<bool> {
       const Reference& reference = references_[i];
       bool right = reference.right;
+      Divergence& sum = options_.checks[i].is_question ? answers : texts;
       const bool whole =
           LS_TRY(RunCheck(i, hooks, [&](size_t at, std::span<const float> logits) {
             reference.logits->Compare(static_cast<int64_t>(at), logits, sum);
@@ -206,8 +206,12 @@ class Calibration {
       return whole;
     };
     if (!LS_TRY(ForEach(what, options_.checks, check))) return std::optional<CutCheck>();
-    cut.tokens = sum.positions;
-    cut.kl = sum.positions > 0 ? sum.kl / static_cast<double>(sum.positions) : 0.0;
+    const auto mean = [](const Divergence& sum) {
+      return sum.positions > 0 ? std::optional(sum.kl / static_cast<double>(sum.positions))
+                               : std::nullopt;
+    };
+    cut.answer_kl = mean(answers);
+    cut.text_kl = mean(texts);
     result_.checks.push_back(cut);
     return std::optional<CutCheck>(cut);
   }
@@ -232,7 +236,7 @@ class Calibration {
       const int64_t middle = good + (bad - good) / 2;
       const std::optional<CutCheck> check = LS_TRY(Check("calibrated", KindsFor(middle)));
       if (!check) return false;
-      (check->kl <= *options_.max_loss ? good : bad) = middle;
+      (check->kl() <= *options_.max_loss ? good : bad) = middle;
     }
     result_.file.kind = KindsFor(good);
     return true;

@@ -4,6 +4,7 @@
 // calibrate`. ADR 0016 says why this measure.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -21,8 +22,7 @@ struct CalibrationOptions {
   EngineConfig config;  // of its attention settings, sink and window count
   std::vector<CalibrationSample> samples;
   std::vector<CalibrationSample> checks;  // other ones
-  // The share that streams, or the most that it may cost: KL(dense || cut) in nats per token over
-  // the checks. One of them is set.
+  // The share that streams, or the most that it may cost (CutCheck::kl). One of them is set.
   std::optional<double> target_ratio;
   std::optional<double> max_loss;
   std::vector<double> ratios;  // also checked, so that the user sees what else there was
@@ -36,8 +36,11 @@ struct CutCheck {
   int64_t streaming_heads = 0;
   int64_t answers = 0;  // that dense attention gives right; texts have none
   int64_t right = 0;    // of them
-  int64_t tokens = 0;
-  double kl = 0;  // nats per token
+  // KL(dense || cut) in nats per token, of answers and of texts; nothing without any.
+  std::optional<double> answer_kl = {}, text_kl = {};
+
+  // The larger one.
+  double kl() const { return std::max(answer_kl.value_or(0), text_kl.value_or(0)); }
 };
 
 struct CalibrationResult {

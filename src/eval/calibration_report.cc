@@ -32,12 +32,13 @@ Json Rounded(double value) {
 }
 
 Json CheckToJson(const CutCheck& check) {
+  const auto kl = [](const std::optional<double>& value) { return value ? Json(*value) : Json(); };
   return Json(Json::Object{{"heads", Json(check.name)},
                            {"streaming_kv_heads", Json(check.streaming_heads)},
                            {"answers", Json(check.answers)},
                            {"right", Json(check.right)},
-                           {"tokens", Json(check.tokens)},
-                           {"kl", Json(check.kl)}});
+                           {"answer_kl", kl(check.answer_kl)},
+                           {"text_kl", kl(check.text_kl)}});
 }
 
 std::string HeadNames(const std::vector<size_t>& heads, int64_t kv_heads) {
@@ -93,16 +94,17 @@ std::string ScoreTable(const CalibrationResult& result) {
 
 std::string CheckTable(const CalibrationResult& result) {
   std::vector<std::vector<std::string>> rows = {
-      {"heads", "streaming", "answers right", "KL per token"}};
+      {"heads", "streaming", "answers right", "KL, answers", "KL, texts"}};
+  const auto kl = [](const std::optional<double>& value) { return value ? Fixed(*value, 5) : "-"; };
   for (const CutCheck& check : result.checks) {
     rows.push_back({check.name,
                     StrCat(check.streaming_heads, " of ", result.file.score.size()),
                     check.answers > 0 ? StrCat(check.right, " of ", check.answers) : "-",
-                    Fixed(check.kl, 5)});
+                    kl(check.answer_kl), kl(check.text_kl)});
   }
   return StrCat("\n", TextTable(rows),
                 "Each cut ran as it will be served, retrieval heads reading everything; answers: "
-                "those that dense attention\ngives right; KL(dense || cut) in nats.\n");
+                "those that dense attention\ngives right; KL(dense || cut) in nats per token.\n");
 }
 
 std::string ComparisonText(const CalibrationResult& result, const CalibrationOptions& options) {
@@ -130,8 +132,8 @@ Json CalibrationToJson(const CalibrationResult& result, const CalibrationOptions
       {"window_tokens", Json(attention.recent_tokens)},
       {"method",
        Json(StrCat("lserve calibrate: attention outside sink and window times relative change of "
-                   "the output without it, largest of a sample's queries, mean of ",
-                   options.samples.size(), " samples"))},
+                   "the output without it, largest of a sample's queries; mean over ",
+                   options.samples.size(), " samples, questions and texts weighing the same"))},
       {"score", Grid(file, [&](size_t i) { return Rounded(double{file.score[i]}); })},
       {"kind", Grid(file, [&](size_t i) { return Json(int64_t{(*file.kind)[i]}); })},
       {"attention_outside", Grid(file, [&](size_t i) { return Rounded(result.heads[i].outside); })},

@@ -5,6 +5,7 @@
 
 #include "base/strings.h"
 #include "eval/chat_prompt.h"
+#include "eval/filler_text.h"
 #include "eval/needle_document.h"
 
 namespace lserve {
@@ -83,6 +84,18 @@ Result<std::vector<CalibrationSample>> PasskeySamples(const Tokenizer& tokenizer
     for (CalibrationSample& sample : samples) all.push_back(std::move(sample));
   }
   return all;
+}
+
+Result<std::vector<int32_t>> MadeText(const Tokenizer& tokenizer,
+                                      int64_t num_tokens,
+                                      uint64_t seed) {
+  FillerText filler(seed);
+  std::vector<int32_t> tokens;
+  while (static_cast<int64_t>(tokens.size()) < num_tokens) {
+    const std::vector<int32_t> sentence = LS_TRY(PlainTokens(tokenizer, filler.Sentence() + " "));
+    tokens.insert(tokens.end(), sentence.begin(), sentence.end());
+  }
+  return tokens;
 }
 
 Result<std::vector<CalibrationSample>> TextSamples(const std::string& name,

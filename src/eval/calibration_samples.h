@@ -39,6 +39,11 @@ struct PasskeyOptions {
 Result<std::vector<CalibrationSample>> PasskeySamples(const Tokenizer& tokenizer,
                                                       const PasskeyOptions& options);
 
+// `num_tokens` tokens of FillerText or a few more: prose to measure on where the user gives none.
+Result<std::vector<int32_t>> MadeText(const Tokenizer& tokenizer,
+                                      int64_t num_tokens,
+                                      uint64_t seed);
+
 // The end of every text sample, forced like an answer.
 inline constexpr int64_t kTextAnswerTokens = 64;
 

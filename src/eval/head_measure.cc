@@ -7,13 +7,26 @@
 
 namespace lserve {
 
+HeadLosses::HeadLosses(int layers, int kv_heads) : num_layers(layers), num_kv_heads(kv_heads) {
+  const size_t heads = static_cast<size_t>(layers) * static_cast<size_t>(kv_heads);
+  for (std::vector<double>* sums : {&outside, &change, &questions.sum, &texts.sum}) {
+    sums->resize(heads);
+  }
+}
+
 std::vector<HeadLoss> HeadLosses::Means() const {
-  std::vector<HeadLoss> means = heads;
+  std::vector<HeadLoss> means(outside.size());
   const double n = std::max<double>(1.0, static_cast<double>(queries));
-  for (HeadLoss& loss : means) {
-    loss.outside /= n;
-    loss.change /= n;
-    loss.peak /= std::max<double>(1.0, static_cast<double>(samples));
+  for (size_t i = 0; i < means.size(); ++i) {
+    means[i].outside = outside[i] / n;
+    means[i].change = change[i] / n;
+    double kinds = 0;
+    for (const Peaks* peaks : {&questions, &texts}) {
+      if (peaks->samples == 0) continue;
+      means[i].peak += peaks->sum[i] / static_cast<double>(peaks->samples);
+      ++kinds;
+    }
+    if (kinds > 0) means[i].peak /= kinds;
   }
   return means;
 }
@@ -37,7 +50,7 @@ Result<bool> MeasureSample(Engine& engine,
   dense.mode = AttentionMode::kDense;
   Request request = SampleRequest(sample, dense);
   const size_t num_kv_heads = static_cast<size_t>(losses->num_kv_heads);
-  std::vector<double> peaks(losses->heads.size());
+  std::vector<double> peaks(losses->outside.size());
   request.on_attention = [&](const AttentionView& view) {
     const auto& wanted = sample.positions;
     const auto first =
@@ -54,8 +67,8 @@ Result<bool> MeasureSample(Engine& engine,
         const size_t at = first_head + static_cast<size_t>(head.kv_head);
         const double outside = std::max(0.0, 1.0 - head.seen);
         const double change = changes[i][static_cast<size_t>(head.kv_head)];
-        losses->heads[at].outside += outside;
-        losses->heads[at].change += change;
+        losses->outside[at] += outside;
+        losses->change[at] += change;
         peaks[at] = std::max(peaks[at], outside * change);
       }
     }
@@ -63,8 +76,9 @@ Result<bool> MeasureSample(Engine& engine,
     return Status();
   };
   if (!LS_TRY(Ask(engine, std::move(request), hooks))) return false;
-  for (size_t i = 0; i < peaks.size(); ++i) losses->heads[i].peak += peaks[i];
-  ++losses->samples;
+  HeadLosses::Peaks& kind = sample.is_question ? losses->questions : losses->texts;
+  for (size_t i = 0; i < peaks.size(); ++i) kind.sum[i] += peaks[i];
+  ++kind.samples;
   return true;
 }
 

@@ -15,7 +15,8 @@ namespace lserve {
 struct HeadLoss {
   double outside = 0;  // share of the attention outside sink and window, mean over queries
   double change = 0;   // relative change of the head's output without it, likewise
-  // The most of outside * change that one query of a sample has, mean over samples. A head that
+  // The most of outside * change that one query of a sample has: the mean over questions and the
+  // mean over texts, which weigh the same however many there are of each. A head that
   // retrieves does so at few tokens, so a mean over tokens hides it; the share alone is large for
   // heads that look everywhere and learn nothing there, the change alone for those whose output is
   // small (ADR 0016 has the figures).
@@ -26,13 +27,14 @@ struct HeadLosses {
   int num_layers = 0;
   int num_kv_heads = 0;
   int64_t queries = 0;
-  int64_t samples = 0;
-  std::vector<HeadLoss> heads;  // [layers * KV heads]: sums until Means()
+  std::vector<double> outside, change;  // [layers * KV heads], sums over queries
+  struct Peaks {
+    int64_t samples = 0;
+    std::vector<double> sum;  // [layers * KV heads], over samples
+  };
+  Peaks questions, texts;
 
-  HeadLosses(int layers, int kv_heads)
-      : num_layers(layers),
-        num_kv_heads(kv_heads),
-        heads(static_cast<size_t>(layers) * static_cast<size_t>(kv_heads)) {}
+  HeadLosses(int layers, int kv_heads);
   std::vector<HeadLoss> Means() const;
 };
 

@@ -71,6 +71,7 @@ TEST(Calibrate, TextsJoinTheDocuments) {
               "--text-parts", "2", "--ratios", "", "--output", scratch / "heads.json"});
   ASSERT_EQ(result.exit_status, 0) << result.err;
   EXPECT_THAT(result.err, HasSubstr("1 samples measured"));
+  EXPECT_THAT(result.out, HasSubstr("KL, texts"));
 }
 
 TEST(Calibrate, MistakesAreOneLine) {
