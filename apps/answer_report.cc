@@ -102,9 +102,9 @@ std::string AuditLine(const AuditStats& audit) {
                    FormatFixed(audit.kl / static_cast<double>(n), 5), " nats");
   }
   if (audit.streaming_steps > 0) {
-    line += StrCat(" | sink and window carry ",
-                   percent(audit.streaming_recall, audit.streaming_steps), " (",
-                   percent(audit.lowest_streaming_recall, 1), " at least)");
+    line +=
+        StrCat(" | sink and window carry ", percent(audit.streaming_recall, audit.streaming_steps),
+               " (", percent(audit.lowest_streaming_recall, 1), " at least)");
   }
   if (audit.skipped_steps > 0) {
     line += StrCat(" | ", audit.skipped_steps, " steps skipped: no free page");

@@ -88,9 +88,8 @@ class Calibrator {
     LS_TRY(MakeDocuments(*engine->tokenizer()));
     for (const std::string& path : options_.texts) LS_TRY(AddText(*engine->tokenizer(), path));
     if (options_.texts.empty()) {
-      const std::vector<int32_t> tokens =
-          LS_TRY(MadeText(*engine->tokenizer(), 2 * options_.length,
-                          static_cast<uint64_t>(options_.seed)));
+      const std::vector<int32_t> tokens = LS_TRY(MadeText(*engine->tokenizer(), 2 * options_.length,
+                                                          static_cast<uint64_t>(options_.seed)));
       LS_TRY(AddTokens("made text", tokens));
     }
     return Status();
@@ -128,8 +127,8 @@ class Calibrator {
 
   // Every second part is for the checks; the only part of a short text serves both.
   Status AddTokens(const std::string& name, const std::vector<int32_t>& tokens) {
-    std::vector<CalibrationSample> parts = LS_TRY(
-        TextSamples(name, tokens, options_.length, options_.text_parts, OutOfSight()));
+    std::vector<CalibrationSample> parts =
+        LS_TRY(TextSamples(name, tokens, options_.length, options_.text_parts, OutOfSight()));
     if (parts.size() == 1) parts.push_back(parts[0]);
     for (size_t i = 0; i < parts.size(); ++i) {
       (i % 2 == 0 ? calibration_.samples : calibration_.checks).push_back(std::move(parts[i]));

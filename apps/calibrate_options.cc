@@ -17,14 +17,16 @@ Status Usage(std::string message) {
 void AddCalibrateFlags(FlagSet& flags, CalibrateOptions& out) {
   out.engine.config.max_num_seqs = 1;
   flags.Group("What to measure on");
-  flags.Texts("--text", out.texts, "FILE",
-              "UTF-8 text as the model will read; heads that serve text count as much as heads that "
-              "answer questions. Default: made-up manual pages");
+  flags.Texts(
+      "--text", out.texts, "FILE",
+      "UTF-8 text as the model will read; heads that serve text count as much as heads that "
+      "answer questions. Default: made-up manual pages");
   flags.Size("--length", out.length, 256, {}, "TOKENS",
              "of a document with its question and answer, and of a part of a text");
   flags.Integer("--documents", out.documents, 0, "COUNT",
                 "made documents with hidden facts to measure on; as many again for the checks");
-  flags.Integer("--questions", out.questions, 1, "COUNT", "facts that are asked of each, at most 8");
+  flags.Integer("--questions", out.questions, 1, "COUNT",
+                "facts that are asked of each, at most 8");
   flags.Integer("--text-parts", out.text_parts, 2, "COUNT",
                 "parts of each text that are used at most; every second one is for the checks");
   flags.Size("--seed,-s", out.seed, 0, {}, "NUMBER", "of what is random in the documents");
@@ -35,9 +37,10 @@ void AddCalibrateFlags(FlagSet& flags, CalibrateOptions& out) {
                "instead: as many as cost at most this KL divergence from dense attention, in nats "
                "per token of the checks; of answers and texts the worse counts");
   flags.Text("--ratios", out.ratios_text, "LIST", "shares that are checked as well; none: \"\"");
-  flags.Text("--compare", out.compare_file, "FILE",
-             "another file (DuoAttention's full_attention_heads.tsv or ours), cut at the same share, "
-             "checked and compared");
+  flags.Text(
+      "--compare", out.compare_file, "FILE",
+      "another file (DuoAttention's full_attention_heads.tsv or ours), cut at the same share, "
+      "checked and compared");
   flags.Group("Results");
   flags.Text("--output,-o", out.output_file, "FILE",
              "Default: MODEL_DIR/streaming_heads.json, which all commands use from then on");

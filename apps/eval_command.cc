@@ -180,7 +180,7 @@ class Evaluation {
           StrCat(TrialTables(run.records, report.layout), SummaryLines(run.records))));
     }
     LS_TRY(WriteOutput(options_.json_file,
-                     WriteJson(TrialsToJson(run.records, report, info), {.indent = 1}) + "\n"));
+                       WriteJson(TrialsToJson(run.records, report, info), {.indent = 1}) + "\n"));
     LS_TRY(WriteOutput(options_.svg_file, TrialsToSvg(run.records, report, info)));
     LS_TRY(run.status);
     if (!report.complete || Summarize(run.records).ran_sparse > 0) return Status();
@@ -238,7 +238,7 @@ class Evaluation {
     const bool complete = run.status.ok() && !run.interrupted;
     if (!run.records.empty()) LS_TRY(output_.Write(FidelityTable(run.records)));
     LS_TRY(WriteOutput(options_.json_file,
-                     WriteJson(FidelityToJson(run, settings, complete), {.indent = 1}) + "\n"));
+                       WriteJson(FidelityToJson(run, settings, complete), {.indent = 1}) + "\n"));
     LS_TRY(WriteOutput(options_.svg_file, FidelityToSvg(run, complete)));
     LS_TRY(run.status);
     int64_t most_streaming = 0;

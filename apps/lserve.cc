@@ -204,8 +204,7 @@ void Declare(CommandLine& line) {
 
 // The first word, if it is no flag and no command: CLI11's own message would be a riddle.
 int CheckCommand(const std::string& word) {
-  for (const char* known :
-       {"run", "serve", "bench", "eval", "calibrate", "tokenize", "inspect"}) {
+  for (const char* known : {"run", "serve", "bench", "eval", "calibrate", "tokenize", "inspect"}) {
     if (word == known) return kExitOk;
   }
   if (word.starts_with("-")) return kExitOk;

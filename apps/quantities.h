@@ -32,8 +32,9 @@ Status ForEachValue(const std::string& list, const char* flag, Add add) {
     const size_t end = std::min(list.find(',', begin), list.size());
     const std::string part = list.substr(begin, end - begin);
     if (part.empty()) {
-      return Status(Code::kInvalidArgument, StrCat(flag, ": got \"", list,
-                          "\", expected values separated by commas; remove the empty one"));
+      return Status(Code::kInvalidArgument,
+                    StrCat(flag, ": got \"", list,
+                           "\", expected values separated by commas; remove the empty one"));
     }
     LS_TRY(add(part));
     begin = end + 1;

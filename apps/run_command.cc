@@ -275,8 +275,8 @@ class Runner {
       plain.text = LS_TRY(tokenizer()->Decode(prompt.tokens));
       plain.parts.push_back({.source = options_.prompt_file, .begin = 0, .end = plain.text.size()});
     }
-    PromptMap map = LS_TRY(PromptMap::Make(tokenizer(), prompt.tokens,
-                                           options_.is_completion() ? plain : documents_));
+    PromptMap map = LS_TRY(
+        PromptMap::Make(tokenizer(), prompt.tokens, options_.is_completion() ? plain : documents_));
     const Reading reading(static_cast<int64_t>(prompt.tokens.size()), map.first(), map.last());
     auto explanation = std::make_unique<Explanation>(Explanation{std::move(map), reading});
     request.on_attention = [to = &explanation->reading](const AttentionView& view) {

@@ -157,8 +157,7 @@ TEST_F(Audit, ProbeMeasuresWhatThePlanShowed) {
       EXPECT_NEAR(all, 1, 1e-6);
       if (head.way != Way::kRetrieval) continue;
       const HeadSlot at = layout.slots[static_cast<size_t>(view.layer() * 2 + head.kv_head)];
-      const int entry =
-          layout.way(at.way).first_entry[static_cast<size_t>(view.layer())] + at.slot;
+      const int entry = layout.way(at.way).first_entry[static_cast<size_t>(view.layer())] + at.slot;
       double listed = 0;
       for (const PlanRow& row : view.attention->plan->rows) {
         if (row.way != Way::kRetrieval) continue;
@@ -168,7 +167,8 @@ TEST_F(Audit, ProbeMeasuresWhatThePlanShowed) {
       EXPECT_NEAR(head.seen, listed, 1e-6);
       EXPECT_LT(head.seen, 1);
     }
-    const std::vector<double> same = MeasureStreamingChange(view, {&position, 1}, settings).value()[0];
+    const std::vector<double> same =
+        MeasureStreamingChange(view, {&position, 1}, settings).value()[0];
     const std::vector<double> more = MeasureStreamingChange(view, {&position, 1}, wider).value()[0];
     for (const HeadMass& head : mass.heads) {
       const size_t h = static_cast<size_t>(head.kv_head);

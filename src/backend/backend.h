@@ -97,8 +97,9 @@ inline size_t Backend::LinearScratchBytes(const LinearWeight& /*weight*/, int64_
 
 inline Status Backend::PageLogSums(const PageLogSumsParams& /*params*/) {
   return Status(Code::kUnsupported,
-                name() + ": attention can not be observed on this device; use --device cpu, or "
-                         "leave out --audit-rate and --explain");
+                name() +
+                    ": attention can not be observed on this device; use --device cpu, or "
+                    "leave out --audit-rate and --explain");
 }
 
 }  // namespace lserve

@@ -29,12 +29,12 @@ bool IsWhole(const AttentionView& view, Way way, PageIdx num_pages) {
 }
 
 PlanRow QueryRow(const AttentionView& view, Way way, int64_t position) {
-  return {.sequence = view.range.sequence,
-          .way = way,
-          .first_query =
-              view.range.first_row + static_cast<int>(position - view.range.first_position),
-          .num_queries = 1,
-          .first_position = position};
+  return {
+      .sequence = view.range.sequence,
+      .way = way,
+      .first_query = view.range.first_row + static_cast<int>(position - view.range.first_position),
+      .num_queries = 1,
+      .first_position = position};
 }
 
 // The logarithms of the weights under a plan, on the host.
@@ -204,8 +204,8 @@ Result<QueryMass> MeasureReading(const AttentionView& view,
   LS_CHECK_LE(last, position + 1);
   QueryMass mass{.position = position, .heads = {}};
   if (first >= last) return mass;
-  // Two rows each: what the plan showed, and of it the part that is asked for. A mask sees positions
-  // only, so a row that pretends to stand at `last - 1` ends there.
+  // Two rows each: what the plan showed, and of it the part that is asked for. A mask sees
+  // positions only, so a row that pretends to stand at `last - 1` ends there.
   PagePlan plan = WithListsOf(view);
   AddRowsThatRan(view, position, &plan);
   std::erase_if(plan.rows, [](const PlanRow& row) { return row.way != Way::kRetrieval; });
@@ -258,8 +258,7 @@ Result<std::vector<std::vector<double>>> MeasureStreamingChange(
   // The op itself under another plan: what the head would have said, rounding and all.
   const Matrix out = view.attention->out;
   const size_t row_bytes = static_cast<size_t>(out.cols) * sizeof(float);
-  const Buffer buffer =
-      LS_TRY(view.backend->Allocate(static_cast<size_t>(out.rows) * row_bytes));
+  const Buffer buffer = LS_TRY(view.backend->Allocate(static_cast<size_t>(out.rows) * row_bytes));
   AttentionParams params = *view.attention;
   params.plan = &plan;
   params.out = {.data = buffer.data.get(),

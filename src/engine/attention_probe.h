@@ -56,9 +56,8 @@ Result<QueryMass> MeasureReading(const AttentionView& view,
 // How much the outputs of the KV heads at `positions` change if they see sink and window only:
 // |o - o'| / |o| over the group's query heads, 0 where o is. [positions][KV heads]; heads of a way
 // that was trimmed give 0. `attention->out` must hold what the op wrote.
-Result<std::vector<std::vector<double>>> MeasureStreamingChange(
-    const AttentionView& view,
-    std::span<const int64_t> positions,
-    const AttentionSettings& streaming);
+Result<std::vector<std::vector<double>>> MeasureStreamingChange(const AttentionView& view,
+                                                                std::span<const int64_t> positions,
+                                                                const AttentionSettings& streaming);
 
 }  // namespace lserve

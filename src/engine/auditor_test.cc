@@ -50,8 +50,8 @@ TEST(AuditStats, AddsUp) {
            .same_top = 1,
            .kl = 0.1,
            .seconds = 2});
-  sum.Add({.steps = 1, .streaming_steps = 1, .streaming_recall = 0.8,
-           .lowest_streaming_recall = 0.2});
+  sum.Add(
+      {.steps = 1, .streaming_steps = 1, .streaming_recall = 0.8, .lowest_streaming_recall = 0.2});
   EXPECT_EQ(sum.steps, 2);
   EXPECT_EQ(sum.lowest_retrieval_recall, 0.5);
   EXPECT_EQ(sum.lowest_streaming_recall, 0.2);

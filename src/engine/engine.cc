@@ -165,8 +165,8 @@ Status Engine::Impl::CheckFits(const Request& request,
         WorstCasePages(attention, tokens, config_.max_num_batched_tokens);
     size_t bytes = 0;
     for (const Way way : kWays) {
-      bytes += static_cast<size_t>(need.pages[Index(way)] + SparePages()) *
-               parts_.pool->page_bytes(way);
+      bytes +=
+          static_cast<size_t>(need.pages[Index(way)] + SparePages()) * parts_.pool->page_bytes(way);
     }
     return bytes;
   };
@@ -364,11 +364,10 @@ Result<std::optional<std::vector<float>>> Engine::Impl::ShadowPass(const Member&
 Status Engine::Impl::BeginAudits() {
   if (config_.audit_rate <= 0) return Status();
   const auto selects = [&](const Member& member) {
-    return std::any_of(batch_.decode.rows.begin(), batch_.decode.rows.end(),
-                       [&](const PlanRow& row) {
-                         return row.sequence == member.range.sequence &&
-                                row.selection != kNoSelection;
-                       });
+    return std::any_of(
+        batch_.decode.rows.begin(), batch_.decode.rows.end(), [&](const PlanRow& row) {
+          return row.sequence == member.range.sequence && row.selection != kNoSelection;
+        });
   };
   for (Member& member : members_) {
     if (!member.decision.sparse || !audited_steps_.Next()) continue;
@@ -494,7 +493,8 @@ void Engine::Impl::AfterForward(const Member& member) {
     prefixes_.Add(std::vector<int32_t>(begin, begin + done), sequence->attention, cache.Fork(done));
   }
   const int64_t keep_from = StreamingKeepFrom(sequence->attention, done, sequence->in_prompt());
-  if (keep_from > 0 && !sequence->keeps_streaming) cache.TrimStreaming(StreamingSinkEnd(sequence->attention), keep_from);
+  if (keep_from > 0 && !sequence->keeps_streaming)
+    cache.TrimStreaming(StreamingSinkEnd(sequence->attention), keep_from);
 }
 
 Status Engine::Impl::DrawToken(const Member& member, RequestEvent* event) {

@@ -36,8 +36,8 @@ bool Scheduler::Fits(const Sequence& candidate) const {
                        max_num_batched_tokens_);
     for (const Way way : kWays) {
       if (pool_->page_bytes(way) == 0) continue;
-      more[Index(way)] += std::max<int64_t>(0, worst.pages[Index(way)] + sequence.spare_pages -
-                                                   sequence.cache.num_held(way));
+      more[Index(way)] += std::max<int64_t>(
+          0, worst.pages[Index(way)] + sequence.spare_pages - sequence.cache.num_held(way));
     }
   };
   for (const auto& sequence : running_) add(*sequence);

@@ -55,8 +55,8 @@ class Calibration {
     result_.file.layers = model.num_layers;
     result_.file.kv_heads = model.num_kv_heads;
     if (options_.other) {
-      LS_TRY(CheckShape(*options_.other, model.num_layers, model.num_kv_heads,
-                        options_.other_name));
+      LS_TRY(
+          CheckShape(*options_.other, model.num_layers, model.num_kv_heads, options_.other_name));
     }
     if (!LS_TRY(Measure())) return Interrupted();
     result_.measure_seconds = measuring.seconds();
@@ -196,11 +196,10 @@ class Calibration {
       const Reference& reference = references_[i];
       bool right = reference.right;
       Divergence& sum = options_.checks[i].is_question ? answers : texts;
-      const bool whole =
-          LS_TRY(RunCheck(i, hooks, [&](size_t at, std::span<const float> logits) {
-            reference.logits->Compare(static_cast<int64_t>(at), logits, sum);
-            right = right && IsTop(logits, options_.checks[i].answer[at]);
-          }));
+      const bool whole = LS_TRY(RunCheck(i, hooks, [&](size_t at, std::span<const float> logits) {
+        reference.logits->Compare(static_cast<int64_t>(at), logits, sum);
+        right = right && IsTop(logits, options_.checks[i].answer[at]);
+      }));
       cut.answers += reference.right ? 1 : 0;
       cut.right += right ? 1 : 0;
       return whole;
@@ -309,8 +308,8 @@ HeadComparison CompareHeads(const StreamingHeadsFile& ours, const StreamingHeads
   LS_CHECK_EQ(ours.score.size(), theirs.score.size());
   HeadComparison comparison;
   comparison.rank_correlation = Correlation(Ranks(ours.score), Ranks(theirs.score));
-  const double share = static_cast<double>(NumStreaming(*ours.kind)) /
-                       static_cast<double>(ours.score.size());
+  const double share =
+      static_cast<double>(NumStreaming(*ours.kind)) / static_cast<double>(ours.score.size());
   const HeadKinds other = CutByRatio(theirs, share).value();
   for (size_t i = 0; i < other.size(); ++i) {
     const bool we = (*ours.kind)[i] == 1, they = other[i] == 1;

@@ -55,8 +55,7 @@ struct CalibrationResult {
 };
 
 // Only a result that is not interrupted is whole.
-Result<CalibrationResult> RunCalibration(const CalibrationOptions& options,
-                                         const EvalHooks& hooks);
+Result<CalibrationResult> RunCalibration(const CalibrationOptions& options, const EvalHooks& hooks);
 
 // How two orders of the same heads agree.
 struct HeadComparison {

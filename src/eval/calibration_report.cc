@@ -57,11 +57,13 @@ float LargestScore(const StreamingHeadsFile& file) {
 std::string HeatMapText(const StreamingHeadsFile& file) {
   constexpr std::string_view kRamp = " .:-=+*#%@";
   const float largest = LargestScore(file);
-  std::string text = StrCat("score of each KV head, in steps from 0 to ", Fixed(largest, 3), ": \"",
-                            kRamp, "\"; [x] retrieval, others stream\nlayers down, KV heads across\n");
+  std::string text =
+      StrCat("score of each KV head, in steps from 0 to ", Fixed(largest, 3), ": \"", kRamp,
+             "\"; [x] retrieval, others stream\nlayers down, KV heads across\n");
   for (int64_t layer = 0; layer < file.layers; ++layer) {
     const std::string number = StrCat(layer);
-    std::string line = StrCat(std::string(4 - std::min<size_t>(3, number.size()), ' '), number, " |");
+    std::string line =
+        StrCat(std::string(4 - std::min<size_t>(3, number.size()), ' '), number, " |");
     for (int64_t head = 0; head < file.kv_heads; ++head) {
       const size_t at = static_cast<size_t>(layer * file.kv_heads + head);
       const float share = std::max(0.0f, file.score[at]) / largest;
@@ -97,8 +99,7 @@ std::string CheckTable(const CalibrationResult& result) {
       {"heads", "streaming", "answers right", "KL, answers", "KL, texts"}};
   const auto kl = [](const std::optional<double>& value) { return value ? Fixed(*value, 5) : "-"; };
   for (const CutCheck& check : result.checks) {
-    rows.push_back({check.name,
-                    StrCat(check.streaming_heads, " of ", result.file.score.size()),
+    rows.push_back({check.name, StrCat(check.streaming_heads, " of ", result.file.score.size()),
                     check.answers > 0 ? StrCat(check.right, " of ", check.answers) : "-",
                     kl(check.answer_kl), kl(check.text_kl)});
   }
@@ -110,11 +111,11 @@ std::string CheckTable(const CalibrationResult& result) {
 std::string ComparisonText(const CalibrationResult& result, const CalibrationOptions& options) {
   if (!options.other) return "";
   const HeadComparison c = CompareHeads(result.file, *options.other);
-  return StrCat("\n", options.other_name, ": rank correlation ", Fixed(c.rank_correlation, 3),
-                "; of ", c.retrieval, " retrieval heads ", c.both_retrieval,
-                " are the same\n  retrieval here only:  ",
-                HeadNames(c.only_ours, result.file.kv_heads), "\n  retrieval there only: ",
-                HeadNames(c.only_theirs, result.file.kv_heads), "\n");
+  return StrCat(
+      "\n", options.other_name, ": rank correlation ", Fixed(c.rank_correlation, 3), "; of ",
+      c.retrieval, " retrieval heads ", c.both_retrieval,
+      " are the same\n  retrieval here only:  ", HeadNames(c.only_ours, result.file.kv_heads),
+      "\n  retrieval there only: ", HeadNames(c.only_theirs, result.file.kv_heads), "\n");
 }
 
 }  // namespace

@@ -39,8 +39,7 @@ Result<std::vector<CalibrationSample>> SamplesOf(const Tokenizer& tokenizer,
                              .answer = {},
                              .positions = {},
                              .is_question = true};
-    sample.prompt =
-        LS_TRY(EvalPrompt(tokenizer, StrCat(document.text, "\n\n", question.question)));
+    sample.prompt = LS_TRY(EvalPrompt(tokenizer, StrCat(document.text, "\n\n", question.question)));
     sample.answer = LS_TRY(PlainTokens(tokenizer, question.answer));
     const int64_t first = static_cast<int64_t>(sample.prompt.size()) - 1;
     for (int64_t i = 0; i < static_cast<int64_t>(sample.answer.size()); ++i) {
@@ -76,10 +75,10 @@ Result<std::vector<CalibrationSample>> PasskeySamples(const Tokenizer& tokenizer
       samples.clear();
     }
     if (samples.empty()) {
-      return Status(Code::kInvalidArgument,
-                    StrCat("--length: got ", options.length,
-                           " tokens, expected room for ", options.questions,
-                           " facts, a question and its answer; give 1024 or more"));
+      return Status(
+          Code::kInvalidArgument,
+          StrCat("--length: got ", options.length, " tokens, expected room for ", options.questions,
+                 " facts, a question and its answer; give 1024 or more"));
     }
     for (CalibrationSample& sample : samples) all.push_back(std::move(sample));
   }

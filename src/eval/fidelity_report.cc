@@ -271,13 +271,14 @@ std::string FidelityTable(std::span<const FidelityRecord> records) {
   }
   double covered = 1.0;
   for (const FidelityRecord& record : records) covered = std::min(covered, Means(record).covered);
-  return StrCat(TextTable(rows),
-                "\nKL(dense || sparse) in nats per position, over the most "
-                "probable tokens and the rest as one; those hold ",
-                Percent(covered, 3), " of the probability or more.\nvisited: pages in decode, ",
-                "tiles in prefill. Dense read all of them.\nrecall: share of the attention on what the heads "
-                "were shown, mean over those that select and those that stream.\n",
-                RecallTables(Merged(records)));
+  return StrCat(
+      TextTable(rows),
+      "\nKL(dense || sparse) in nats per position, over the most "
+      "probable tokens and the rest as one; those hold ",
+      Percent(covered, 3), " of the probability or more.\nvisited: pages in decode, ",
+      "tiles in prefill. Dense read all of them.\nrecall: share of the attention on what the heads "
+      "were shown, mean over those that select and those that stream.\n",
+      RecallTables(Merged(records)));
 }
 
 Json FidelityToJson(const FidelityRun& run, const Json& settings, bool complete) {

@@ -53,8 +53,7 @@ Result<bool> MeasureSample(Engine& engine,
   std::vector<double> peaks(losses->outside.size());
   request.on_attention = [&](const AttentionView& view) {
     const auto& wanted = sample.positions;
-    const auto first =
-        std::lower_bound(wanted.begin(), wanted.end(), view.range.first_position);
+    const auto first = std::lower_bound(wanted.begin(), wanted.end(), view.range.first_position);
     const auto last = std::lower_bound(first, wanted.end(), view.end());
     if (first == last) return Status();
     const std::span<const int64_t> positions(first, last);

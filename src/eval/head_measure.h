@@ -38,8 +38,8 @@ struct HeadLosses {
   std::vector<HeadLoss> Means() const;
 };
 
-// Runs `sample` through `engine`, which has dense attention or no streaming heads, and adds what its
-// positions say. False: interrupted.
+// Runs `sample` through `engine`, which has dense attention or no streaming heads, and adds what
+// its positions say. False: interrupted.
 Result<bool> MeasureSample(Engine& engine,
                            const CalibrationSample& sample,
                            const AttentionSettings& streaming,

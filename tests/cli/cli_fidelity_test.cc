@@ -33,16 +33,16 @@ Json Parsed(const std::string& text) {
 }
 
 std::vector<std::string> ShortCalibration(const std::string& output) {
-  return {"calibrate", kModel, "--length", "1k", "--documents", "1", "--questions", "2",
-          "--ratios",  "",     "--output", output};
+  return {"calibrate",   kModel, "--length", "1k", "--documents", "1",
+          "--questions", "2",    "--ratios", "",   "--output",    output};
 }
 
 TEST(Calibrate, WritesAFileThatRunUses) {
   const ScratchDir scratch;
   const std::string heads = scratch / "heads.json";
   std::vector<std::string> arguments = ShortCalibration(heads);
-  arguments.insert(arguments.end(), {"--svg", scratch / "heads.svg", "--compare",
-                                     kModel + "/streaming_heads.json"});
+  arguments.insert(arguments.end(),
+                   {"--svg", scratch / "heads.svg", "--compare", kModel + "/streaming_heads.json"});
   const ProgramResult result = Lserve(arguments);
   ASSERT_EQ(result.exit_status, 0) << result.err;
   EXPECT_THAT(result.out, HasSubstr("KV heads across"));
@@ -117,9 +117,10 @@ TEST(Explain, NamesThePassageOfTheFact) {
   const ScratchDir scratch;
   const std::string text = Document();
   const std::string path = scratch.File("a.txt", text);
-  const std::vector<std::string> arguments = {"run", kModel, "--document", path, "--question",
-                                              kQuestion, "--attention", "sparse",
-                                              "--sparse-token-budget", "512", "--explain"};
+  const std::vector<std::string> arguments = {"run",         kModel,       "--document",
+                                              path,          "--question", kQuestion,
+                                              "--attention", "sparse",     "--sparse-token-budget",
+                                              "512",         "--explain"};
   const ProgramResult shown = Lserve(arguments);
   ASSERT_EQ(shown.exit_status, 0) << shown.err;
   EXPECT_THAT(shown.out, HasSubstr("a.txt, bytes "));
@@ -144,8 +145,10 @@ TEST(Audit, SaysWhatWasLeftOutAndWhatItCost) {
   const ScratchDir scratch;
   const std::string path = scratch.File("a.txt", Document());
   const std::vector<std::string> arguments = {
-      "run", kModel, "--document", path, "--question", kQuestion, "--attention", "sparse",
-      "--sparse-token-budget", "512", "--audit-rate", "0.5"};
+      "run",         kModel,         "--document",
+      path,          "--question",   kQuestion,
+      "--attention", "sparse",       "--sparse-token-budget",
+      "512",         "--audit-rate", "0.5"};
   const ProgramResult shown = Lserve(arguments);
   ASSERT_EQ(shown.exit_status, 0) << shown.err;
   EXPECT_THAT(shown.err, HasSubstr("steps | selected pages carry "));
@@ -166,7 +169,8 @@ TEST(Audit, SaysWhatWasLeftOutAndWhatItCost) {
   EXPECT_EQ(audit.Find("top1_agreement")->as_double(), 1.0);
   EXPECT_GT(audit.Find("cost_ms")->as_double(), 0);
 
-  const ProgramResult plain = Lserve({"run", kModel, "--prompt", "A", "--max-tokens", "2", "--json"});
+  const ProgramResult plain =
+      Lserve({"run", kModel, "--prompt", "A", "--max-tokens", "2", "--json"});
   EXPECT_THAT(plain.out, Not(HasSubstr("audit")));
 }
 

@@ -1,8 +1,9 @@
 // Calibration finds the heads that the bundled model retrieves with, from documents of a thousand
 // tokens; what it measures is what attention did.
+#include "eval/calibration.h"
+
 #include <gmock/gmock.h>
 
-#include "eval/calibration.h"
 #include "support/eval_support.h"
 
 namespace lserve {

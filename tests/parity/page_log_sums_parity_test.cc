@@ -51,8 +51,9 @@ PagePlan MixedPlan() {
   return plan;
 }
 
-// With |q| and |k| up to 1, a float dot product of d terms is off by at most d^2 u, the sum of up to
-// 64 exponentials by 64 u relative, each exponential and the logarithm by a few u of values below 8.
+// With |q| and |k| up to 1, a float dot product of d terms is off by at most d^2 u, the sum of up
+// to 64 exponentials by 64 u relative, each exponential and the logarithm by a few u of values
+// below 8.
 double Tolerance(const KvShape& shape) {
   const double d = shape.head_dim;
   return d * d / std::sqrt(d) * kFloatRoundoff + (64 + 64) * kFloatRoundoff;
@@ -95,9 +96,9 @@ TEST(PageLogSums, ReferenceIsTheDefinition) {
       };
       if (mine) ForEachPage(plan, row, 0, visit);
       for (int page = 0; page < stride; ++page) {
-        const size_t i = (r * static_cast<size_t>(shape.num_q_heads()) + static_cast<size_t>(head)) *
-                             stride +
-                         static_cast<size_t>(page);
+        const size_t i =
+            (r * static_cast<size_t>(shape.num_q_heads()) + static_cast<size_t>(head)) * stride +
+            static_cast<size_t>(page);
         const double sum = expected[static_cast<size_t>(page)];
         // The result is a float below 8.
         EXPECT_TRUE(Same(sums[i], sum > 0 ? static_cast<float>(std::log(sum)) : kNothing,
@@ -129,13 +130,12 @@ TEST_P(PageLogSumsParity, AsTheReference) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All,
-                         PageLogSumsParity,
-                         testing::Combine(testing::ValuesIn(FastSubjects()),
-                                          testing::Values(DType::kBf16,
-                                                          DType::kInt8,
-                                                          DType::kInt4)),
-                         SubjectTypeName);
+INSTANTIATE_TEST_SUITE_P(
+    All,
+    PageLogSumsParity,
+    testing::Combine(testing::ValuesIn(FastSubjects()),
+                     testing::Values(DType::kBf16, DType::kInt8, DType::kInt4)),
+    SubjectTypeName);
 
 }  // namespace
 }  // namespace lserve::parity

@@ -1,8 +1,9 @@
 // Where an answer was read: the fact that was asked for stands in the first passage, with the bytes
 // it has in its file.
+#include "apps/explanation.h"
+
 #include <gmock/gmock.h>
 
-#include "apps/explanation.h"
 #include "tests/retrieval/retrieval.h"
 
 namespace lserve {
@@ -67,12 +68,10 @@ TEST(Explanation, NamesTheDocument) {
   Documents documents;
   std::vector<NeedleQuestion> questions;
   for (const uint64_t seed : {21, 22, 23}) {
-    const NeedleDocument needle = MakeNeedleDocument(*engine->tokenizer(),
-                                                     {.num_tokens = 400,
-                                                      .seed = seed,
-                                                      .depths = {0.5},
-                                                      .num_distractors = 1})
-                                      .value();
+    const NeedleDocument needle =
+        MakeNeedleDocument(*engine->tokenizer(),
+                           {.num_tokens = 400, .seed = seed, .depths = {0.5}, .num_distractors = 1})
+            .value();
     if (!documents.text.empty()) documents.text += "\n\n";
     // A template may trim the blank lines at the top.
     const std::string text = (seed == 21 ? "\n\n" : "") + needle.text;

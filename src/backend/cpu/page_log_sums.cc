@@ -67,9 +67,8 @@ class LogSums {
   }
 
   void Run(ThreadPool& pool) {
-    pool.Run(static_cast<int64_t>(items_.size()), [&](int64_t i, int /*thread*/) {
-      RunItem(items_[static_cast<size_t>(i)]);
-    });
+    pool.Run(static_cast<int64_t>(items_.size()),
+             [&](int64_t i, int /*thread*/) { RunItem(items_[static_cast<size_t>(i)]); });
   }
 
  private:

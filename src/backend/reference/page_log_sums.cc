@@ -43,7 +43,8 @@ Status ReferenceBackend::PageLogSums(const PageLogSumsParams& params) {
   const KvLayout& layout = store.layout();
   const int group = params.num_q_heads / layout.num_kv_heads;
   const std::vector<PlanRow>& rows = params.plan->rows;
-  std::fill_n(params.log_sums, static_cast<int64_t>(rows.size()) * params.num_q_heads * params.stride,
+  std::fill_n(params.log_sums,
+              static_cast<int64_t>(rows.size()) * params.num_q_heads * params.stride,
               static_cast<float>(kNothing));
   for (size_t i = 0; i < rows.size(); ++i) {
     const PlanRow& row = rows[i];
