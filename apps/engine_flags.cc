@@ -105,9 +105,6 @@ void AddMemoryFlags(FlagSet& flags, EngineFlags& out) {
                "workspace leave of it");
   flags.NoEffect("--n-gpu-layers,--gpu-layers", "COUNT",
                  "layers are not split over devices; --device chooses one");
-  flags.Group("Not in this version");
-  flags.Refused("--audit-rate", true, "there is no fidelity audit");
-  flags.Refused("--explain", false, "there is no explanation of the pages that were read");
 }
 
 }  // namespace

@@ -1,14 +1,12 @@
 #include "apps/eval_command.h"
 
-#include <unistd.h>
-
-#include <filesystem>
 #include <memory>
 #include <utility>
 
 #include "apps/console.h"
 #include "apps/eval_progress.h"
 #include "apps/interrupt.h"
+#include "apps/output_file.h"
 #include "apps/prompts.h"
 #include "base/mapped_file.h"
 #include "base/strings.h"
@@ -60,26 +58,6 @@ Json Settings(const EvalOptions& options, const EngineInfo& info) {
   if (options.kind == EvalKind::kNiah) object.emplace_back("wording", Json(options.wording));
   if (options.kind == EvalKind::kRuler) object.emplace_back("data", OrNull(options.data));
   return Json(std::move(object));
-}
-
-// Hours of work must not end at a folder that is not there.
-Status CheckWritable(const char* flag, const std::optional<std::string>& file) {
-  if (!file) return Status();
-  std::filesystem::path folder = std::filesystem::path(*file).parent_path();
-  if (folder.empty()) folder = ".";
-  std::error_code error;
-  if (std::filesystem::is_directory(folder, error) &&
-      !std::filesystem::is_directory(*file, error) && access(folder.c_str(), W_OK) == 0) {
-    return Status();
-  }
-  return Status(Code::kIoError, StrCat(flag, ": ", *file,
-                                       " can not be written, expected a file in "
-                                       "a folder that exists; create it first"));
-}
-
-Status WriteText(const std::optional<std::string>& file, const std::string& text) {
-  if (!file) return Status();
-  return WriteFile(*file, std::as_bytes(std::span(text)));
 }
 
 class Evaluation {
@@ -201,9 +179,9 @@ class Evaluation {
       LS_TRY(output_.Write(
           StrCat(TrialTables(run.records, report.layout), SummaryLines(run.records))));
     }
-    LS_TRY(WriteText(options_.json_file,
-                     WriteJson(TrialsToJson(run.records, report, info), {.indent = 1}) + "\n"));
-    LS_TRY(WriteText(options_.svg_file, TrialsToSvg(run.records, report, info)));
+    LS_TRY(WriteOutput(options_.json_file,
+                       WriteJson(TrialsToJson(run.records, report, info), {.indent = 1}) + "\n"));
+    LS_TRY(WriteOutput(options_.svg_file, TrialsToSvg(run.records, report, info)));
     LS_TRY(run.status);
     if (!report.complete || Summarize(run.records).ran_sparse > 0) return Status();
     return NothingSparse(info.num_streaming_kv_heads);
@@ -259,9 +237,9 @@ class Evaluation {
     if (run.info.model.empty()) run.info = info;  // every cell was in the log
     const bool complete = run.status.ok() && !run.interrupted;
     if (!run.records.empty()) LS_TRY(output_.Write(FidelityTable(run.records)));
-    LS_TRY(WriteText(options_.json_file,
-                     WriteJson(FidelityToJson(run, settings, complete), {.indent = 1}) + "\n"));
-    LS_TRY(WriteText(options_.svg_file, FidelityToSvg(run, complete)));
+    LS_TRY(WriteOutput(options_.json_file,
+                       WriteJson(FidelityToJson(run, settings, complete), {.indent = 1}) + "\n"));
+    LS_TRY(WriteOutput(options_.svg_file, FidelityToSvg(run, complete)));
     LS_TRY(run.status);
     int64_t most_streaming = 0;
     for (const FidelityRecord& record : run.records) {

@@ -13,22 +13,6 @@ Status Usage(std::string message) {
   return Status(Code::kInvalidArgument, std::move(message));
 }
 
-// "a,b": calls `add` with each part. An empty part or list is an error.
-template <class Add>
-Status ForEach(const std::string& list, const char* flag, Add add) {
-  for (size_t begin = 0; begin <= list.size();) {
-    const size_t end = std::min(list.find(',', begin), list.size());
-    const std::string part = list.substr(begin, end - begin);
-    if (part.empty()) {
-      return Usage(StrCat(flag, ": got \"", list,
-                          "\", expected values separated by commas; remove the empty one"));
-    }
-    LS_TRY(add(part));
-    begin = end + 1;
-  }
-  return Status();
-}
-
 // Names of an enumeration; `all` is what the message offers.
 template <class T, class Parse>
 Status ParseNames(const std::string& list,
@@ -36,7 +20,7 @@ Status ParseNames(const std::string& list,
                   Parse parse,
                   const std::string& all,
                   std::vector<T>& out) {
-  return ForEach(list, flag, [&](const std::string& part) {
+  return ForEachValue(list, flag, [&](const std::string& part) {
     const std::optional<T> value = parse(part);
     if (!value) return Usage(StrCat(flag, ": got \"", part, "\", expected of ", all));
     if (std::find(out.begin(), out.end(), *value) == out.end()) out.push_back(*value);
@@ -53,7 +37,7 @@ std::string AllNames(const Range& values) {
 
 Status ParseLengths(EvalOptions& out) {
   constexpr int64_t kShortest = 256, kLongest = int64_t{1} << 30;
-  return ForEach(out.lengths_text, "--lengths", [&](const std::string& part) {
+  return ForEachValue(out.lengths_text, "--lengths", [&](const std::string& part) {
     out.lengths.push_back(LS_TRY(ParseSize(part, kShortest, kLongest, "--lengths")));
     return Status();
   });
@@ -187,7 +171,7 @@ Status FinishEvalOptions(EvalOptions& out) {
   if (!out.lengths_text.empty()) LS_TRY(ParseLengths(out));
   switch (out.kind) {
     case EvalKind::kNiah:
-      LS_TRY(ForEach(out.depths_text, "--depths", [&](const std::string& part) {
+      LS_TRY(ForEachValue(out.depths_text, "--depths", [&](const std::string& part) {
         out.depths.push_back(LS_TRY(ParseNumber(part, 0.0, 1.0, "--depths")));
         return Status();
       }));
@@ -211,7 +195,7 @@ Status FinishEvalOptions(EvalOptions& out) {
         return Usage("--data is missing, expected the folder with LongBench's .jsonl files");
       }
       if (out.datasets_text.empty()) return Status();
-      return ForEach(out.datasets_text, "--datasets", [&](const std::string& part) {
+      return ForEachValue(out.datasets_text, "--datasets", [&](const std::string& part) {
         out.datasets.push_back(part);
         return Status();
       });
@@ -219,7 +203,7 @@ Status FinishEvalOptions(EvalOptions& out) {
       if (out.documents.empty()) {
         return Usage("--document is missing, expected a text to compare on; give --document FILE");
       }
-      LS_TRY(ForEach(out.budgets_text, "--budgets", [&](const std::string& part) {
+      LS_TRY(ForEachValue(out.budgets_text, "--budgets", [&](const std::string& part) {
         AttentionSettings settings = out.engine.config.attention;
         settings.token_budget =
             static_cast<int>(LS_TRY(ParseSize(part, 1, int64_t{1} << 30, "--budgets")));
@@ -232,7 +216,7 @@ Status FinishEvalOptions(EvalOptions& out) {
       if (out.engine.config.streaming_ratio) {
         return Usage("--ratios: got --streaming-ratio as well, expected one of them");
       }
-      return ForEach(out.ratios_text, "--ratios", [&](const std::string& part) {
+      return ForEachValue(out.ratios_text, "--ratios", [&](const std::string& part) {
         out.ratios.push_back(LS_TRY(ParseNumber(part, 0.0, 1.0, "--ratios")));
         return Status();
       });

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "apps/bench_command.h"
+#include "apps/calibrate_command.h"
 #include "apps/console.h"
 #include "apps/eval_command.h"
 #include "apps/inspect_command.h"
@@ -30,7 +31,7 @@ namespace lserve {
 namespace {
 
 constexpr const char kAvailable[] =
-    "available commands: run, serve, bench, eval, tokenize, inspect";
+    "available commands: run, serve, bench, eval, calibrate, tokenize, inspect";
 
 constexpr const char kMainFooter[] = R"(
 Examples:
@@ -38,6 +39,7 @@ Examples:
   lserve run models/needle --document report.txt                 # asks for questions, one a line
   lserve run models/needle --prompt "Once upon a time" --max-tokens 40
   lserve eval niah models/needle                                 # are sparse answers dense answers?
+  lserve calibrate MODEL_DIR                                     # which KV heads may stream?
   lserve serve models/needle                                     # OpenAI's API on port 8000
   lserve inspect models/needle                                   # what is in a model directory
   lserve tokenize models/needle --text "Hello" --json
@@ -80,6 +82,20 @@ plain read of memory (read). cores: processors that our threads had on average; 
 others took them. gauge: the slowest of the 20 ms loops around the runs, against the ceiling. load: the
 load average. More: bench/README.md.)";
 
+constexpr const char kCalibrateFooter[] = R"(
+Examples:
+  # Half of the heads of a model stream from now on; the file lands in its directory.
+  lserve calibrate MODEL_DIR
+  # As many as cost at most 0.01 nats per token, measured on own texts too:
+  lserve calibrate MODEL_DIR --text contracts.txt --length 16k --max-loss 0.01
+  # Beside DuoAttention's trained pattern, without writing into the model's directory:
+  lserve calibrate MODEL_DIR --compare full_attention_heads.tsv --output heads.json --svg heads.svg
+
+The model reads documents with dense attention. Each KV head's output is computed a second time with
+sink and window only, where answers are written; what changes most has to stay a retrieval head. The
+cut is then made for real and its answers are compared with dense ones. Cost: each document is read
+once to measure, then once per cut that is checked. The same command gives the same file.)";
+
 // One of `lserve eval`'s.
 struct EvalLine {
   CLI::App* command = nullptr;
@@ -106,16 +122,19 @@ struct CommandLine {
   CLI::App* run = nullptr;
   CLI::App* bench = nullptr;
   CLI::App* eval = nullptr;
+  CLI::App* calibrate = nullptr;
   CLI::App* serve = nullptr;
   CLI::App* tokenize = nullptr;
   CLI::App* inspect = nullptr;
   RunOptions run_options;
   BenchOptions bench_options;
+  CalibrateOptions calibrate_options;
   ServeOptions serve_options;
   TokenizeOptions tokenize_options;
   InspectOptions inspect_options;
   std::unique_ptr<FlagSet> run_flags;
   std::unique_ptr<FlagSet> bench_flags;
+  std::unique_ptr<FlagSet> calibrate_flags;
   std::unique_ptr<FlagSet> serve_flags;
   std::unique_ptr<FlagSet> tokenize_flags;
   std::unique_ptr<FlagSet> inspect_flags;
@@ -160,6 +179,12 @@ void Declare(CommandLine& line) {
 
   DeclareEval(line);
 
+  line.calibrate = line.app.add_subcommand("calibrate", "find out which KV heads may stream");
+  AddModel(line.calibrate, line.calibrate_options.engine.config.model_dir);
+  line.calibrate_flags = std::make_unique<FlagSet>(*line.calibrate);
+  AddCalibrateFlags(*line.calibrate_flags, line.calibrate_options);
+  line.calibrate->footer(kCalibrateFooter);
+
   line.serve = line.app.add_subcommand("serve", "answer over HTTP, as OpenAI's API");
   AddModel(line.serve, line.serve_options.engine.config.model_dir);
   line.serve_flags = std::make_unique<FlagSet>(*line.serve);
@@ -179,13 +204,7 @@ void Declare(CommandLine& line) {
 
 // The first word, if it is no flag and no command: CLI11's own message would be a riddle.
 int CheckCommand(const std::string& word) {
-  for (const char* planned : {"calibrate"}) {
-    if (word == planned) {
-      return ReportUsage(
-          StrCat("command ", word, " is not implemented in lserve ", kVersion, "; ", kAvailable));
-    }
-  }
-  for (const char* known : {"run", "serve", "bench", "eval", "tokenize", "inspect"}) {
+  for (const char* known : {"run", "serve", "bench", "eval", "calibrate", "tokenize", "inspect"}) {
     if (word == known) return kExitOk;
   }
   if (word.starts_with("-")) return kExitOk;
@@ -203,6 +222,7 @@ const FlagSet* FlagsOf(const CommandLine& line, const std::vector<std::string>& 
     }
     return nullptr;
   }
+  if (arguments[0] == "calibrate") return line.calibrate_flags.get();
   if (arguments[0] == "serve") return line.serve_flags.get();
   if (arguments[0] == "tokenize") return line.tokenize_flags.get();
   if (arguments[0] == "inspect") return line.inspect_flags.get();
@@ -222,6 +242,7 @@ int ReportParseError(const CLI::ParseError& error, const CommandLine& line) {
   const FlagSet* flags = nullptr;
   if (line.run->parsed()) command = line.run, flags = line.run_flags.get();
   if (line.bench->parsed()) command = line.bench, flags = line.bench_flags.get();
+  if (line.calibrate->parsed()) command = line.calibrate, flags = line.calibrate_flags.get();
   if (line.serve->parsed()) command = line.serve, flags = line.serve_flags.get();
   if (line.tokenize->parsed()) command = line.tokenize, flags = line.tokenize_flags.get();
   if (line.inspect->parsed()) command = line.inspect, flags = line.inspect_flags.get();
@@ -282,6 +303,14 @@ int Eval(EvalLine& line) {
   return status.ok() ? EvalCommand(std::move(options)) : ReportUsage(status.message());
 }
 
+int Calibrate(CommandLine& line) {
+  CalibrateOptions& options = line.calibrate_options;
+  const int flags = CheckFlags(*line.calibrate_flags, options.engine.config.model_dir, true);
+  if (flags != kExitOk) return flags;
+  const Status status = FinishCalibrateOptions(options);
+  return status.ok() ? CalibrateCommand(std::move(options)) : ReportUsage(status.message());
+}
+
 int Serve(CommandLine& line) {
   ServeOptions& options = line.serve_options;
   const bool needs_model = !options.print_config;
@@ -304,6 +333,7 @@ int Dispatch(CommandLine& line) {
     if (eval.command->parsed()) return Eval(eval);
   }
   if (line.eval->parsed()) return ReportEvalKind(*line.eval);
+  if (line.calibrate->parsed()) return Calibrate(line);
   if (line.serve->parsed()) return Serve(line);
   if (line.tokenize->parsed()) {
     const TokenizeOptions& options = line.tokenize_options;

@@ -16,25 +16,33 @@ Status CheckUtf8(const std::string& source, const std::string& text) {
                                                "(iconv -f LATIN1 -t UTF-8) or extract the text"));
 }
 
-Result<std::string> ReadDocuments(const std::vector<std::string>& paths) {
-  std::string joined;
+Result<Documents> ReadDocumentParts(const std::vector<std::string>& paths) {
+  Documents joined;
   for (const std::string& path : paths) {
     if (path.empty()) {
       return Status(Code::kInvalidArgument,
                     "--document: got an empty name, expected a file; is a variable unset?");
     }
     std::string text = LS_TRY(ReadTextStream(path));
-    if (text.starts_with("\xef\xbb\xbf")) text.erase(0, 3);  // byte order mark
+    const size_t mark = text.starts_with("\xef\xbb\xbf") ? 3 : 0;  // byte order mark
+    text.erase(0, mark);
     if (text.find_first_not_of(" \t\r\n\f\v") == std::string::npos) {
       return Status(Code::kInvalidArgument,
                     StrCat(path, ": the document is empty (", text.size(),
                            " bytes without a word), expected text; is this the right file?"));
     }
     LS_TRY(CheckUtf8(path, text));
-    if (!joined.empty()) joined += "\n\n";
-    joined += text;
+    if (!joined.text.empty()) joined.text += "\n\n";
+    const size_t begin = joined.text.size();
+    joined.text += text;
+    joined.parts.push_back(
+        {.source = path, .begin = begin, .end = joined.text.size(), .skipped = mark});
   }
   return joined;
+}
+
+Result<std::string> ReadDocuments(const std::vector<std::string>& paths) {
+  return LS_TRY(ReadDocumentParts(paths)).text;
 }
 
 Result<std::vector<int32_t>> MakePrompt(const Tokenizer& tokenizer,

@@ -16,8 +16,22 @@ namespace lserve {
 // An error that names `source` and the byte, unless `text` is UTF-8.
 Status CheckUtf8(const std::string& source, const std::string& text);
 
+// Bytes [begin, end) of a joined text come from one file, which had `skipped` bytes before them (a
+// byte order mark). Without a source: typed in.
+struct DocumentPart {
+  std::optional<std::string> source;
+  size_t begin = 0;
+  size_t end = 0;
+  size_t skipped = 0;
+};
+struct Documents {
+  std::string text;
+  std::vector<DocumentPart> parts;
+};
+
 // The documents, read and joined by a blank line. Each must be a readable file or pipe of UTF-8
 // text that is more than white space.
+Result<Documents> ReadDocumentParts(const std::vector<std::string>& paths);
 Result<std::string> ReadDocuments(const std::vector<std::string>& paths);
 
 // What surrounds a question.

@@ -1,11 +1,13 @@
 #include "apps/run_command.h"
 
 #include <algorithm>
+#include <functional>
 #include <memory>
 #include <utility>
 
 #include "apps/answer_report.h"
 #include "apps/console.h"
+#include "apps/explanation.h"
 #include "apps/interrupt.h"
 #include "apps/line_reader.h"
 #include "apps/npy_file.h"
@@ -27,12 +29,28 @@ struct Prompt {
   std::vector<int32_t> tokens;
 };
 
+// Follows what one answer reads.
+struct Explanation {
+  PromptMap map;
+  Reading reading;
+
+  std::vector<Passage> Passages() const {
+    constexpr int kMostPassages = 5;
+    return map.Passages(reading.Parts(kMostPassages));
+  }
+};
+
 // Prints answers for people as they come: those of later requests wait for the earlier ones.
 class AnswerPrinter {
  public:
-  AnswerPrinter(Output& output, const std::vector<Prompt>& prompts, bool has_text)
+  // `explain` gives what stands below an answer; may be null.
+  AnswerPrinter(Output& output,
+                const std::vector<Prompt>& prompts,
+                bool has_text,
+                std::function<std::string(size_t)> explain)
       : output_(output),
         prompts_(prompts),
+        explain_(std::move(explain)),
         has_text_(has_text),
         to_terminal_(StdoutIsTerminal()),
         progress_("reading"),
@@ -49,6 +67,10 @@ class AnswerPrinter {
     Pending& pending = pending_[index];
     pending.text += piece;
     if (event.finished) {
+      if (explain_) {
+        pending.text += StrCat("\n", explain_(index));
+        pending.text.pop_back();  // the line break that ends every answer follows
+      }
       pending.summary = SummaryLine(
           {.text = {}, .token_ids = {}, .finish_reason = *event.finished, .stats = event.stats});
     }
@@ -81,6 +103,7 @@ class AnswerPrinter {
 
   Output& output_;
   const std::vector<Prompt>& prompts_;
+  std::function<std::string(size_t)> explain_;
   bool has_text_;
   bool to_terminal_;
   ProgressBar progress_;
@@ -101,7 +124,8 @@ class Runner {
   Status Run() {
     if (!options_.is_completion()) {
       LS_TRY(NeedTokenizer("--document and --question"));
-      conversation_.document = LS_TRY(ReadDocuments(options_.documents));
+      documents_ = LS_TRY(ReadDocumentParts(options_.documents));
+      conversation_.document = documents_.text;
       conversation_.system = options_.system;
       conversation_.date = options_.date;
     }
@@ -110,8 +134,13 @@ class Runner {
     if (first) PrintStart();
     LS_TRY(options_.is_interactive() ? RunInteractive() : RunGiven());
     if (!first) PrintStart();
-    if (!options_.json) return Status();
-    const Json json = AnswersToJson(answers_, engine_->info());
+    const bool audited = engine_->config().audit_rate > 0;
+    if (!options_.json) {
+      if (audited) PrintToStderr(StrCat("[", AuditLine(engine_->audit()), "]\n"));
+      return Status();
+    }
+    const Json json =
+        AnswersToJson(answers_, engine_->info(), audited ? &engine_->audit() : nullptr);
     return output_.Write(WriteJson(json, {.indent = 1}) + "\n");
   }
 
@@ -188,6 +217,12 @@ class Runner {
       requests.push_back(LS_TRY(MakeRequest(prompt)));
     }
     requests[0].keep_prefix = keep_prefix;
+    std::vector<std::unique_ptr<Explanation>> explanations;
+    if (options_.explain) {
+      for (size_t i = 0; i < prompts.size(); ++i) {
+        explanations.push_back(LS_TRY(Explain(prompts[i], requests[i])));
+      }
+    }
     std::optional<NpyFile> logits;
     if (options_.logits_file) {
       logits.emplace(LS_TRY(NpyFile::Create(*options_.logits_file,
@@ -213,7 +248,11 @@ class Runner {
         return Status();
       };
     } else {
-      printer.emplace(output_, prompts, tokenizer() != nullptr);
+      std::function<std::string(size_t)> explain;
+      if (options_.explain) {
+        explain = [&](size_t index) { return PassagesText(explanations[index]->Passages()); };
+      }
+      printer.emplace(output_, prompts, tokenizer() != nullptr, std::move(explain));
       hooks.on_event = [&printer](size_t index, const RequestEvent& event) {
         return printer->OnEvent(index, event);
       };
@@ -222,9 +261,28 @@ class Runner {
     for (size_t i = 0; i < answers.size(); ++i) {
       answers_.push_back(
           ReportedAnswer{prompts[i].question, tokenizer() != nullptr, std::move(answers[i])});
+      if (options_.explain) answers_.back().passages = explanations[i]->Passages();
     }
     if (Interrupted()) return options_.json ? Status() : output_.Write("\n");
     return logits ? logits->Finish() : Status();
+  }
+
+  // Makes `request` tell where it reads.
+  Result<std::unique_ptr<Explanation>> Explain(const Prompt& prompt, Request& request) {
+    // A plain prompt has no name, and explains itself.
+    Documents plain;
+    if (options_.is_completion() && tokenizer() != nullptr) {
+      plain.text = LS_TRY(tokenizer()->Decode(prompt.tokens));
+      plain.parts.push_back({.source = options_.prompt_file, .begin = 0, .end = plain.text.size()});
+    }
+    PromptMap map = LS_TRY(
+        PromptMap::Make(tokenizer(), prompt.tokens, options_.is_completion() ? plain : documents_));
+    const Reading reading(static_cast<int64_t>(prompt.tokens.size()), map.first(), map.last());
+    auto explanation = std::make_unique<Explanation>(Explanation{std::move(map), reading});
+    request.on_attention = [to = &explanation->reading](const AttentionView& view) {
+      return to->Observe(view);
+    };
+    return explanation;
   }
 
   Result<Request> MakeRequest(const Prompt& prompt) {
@@ -300,6 +358,7 @@ class Runner {
 
   RunOptions options_;
   std::unique_ptr<Engine> engine_;
+  Documents documents_;
   Conversation conversation_;
   std::vector<ReportedAnswer> answers_;
   bool all_answered_ = true;

@@ -90,6 +90,12 @@ void AddRunFlags(FlagSet& flags, RunOptions& out) {
   flags.Integers("--stop-token-id", out.stop_token_ids, "ID", "the answer ends at this token");
   flags.Text("--logits-out", out.logits_file, "FILE.npy",
              "write float32 logits of every prompt position, [tokens, vocabulary]");
+  flags.Switch("--explain", out.explain,
+               "name the passages that the retrieval heads attended most while the answer was "
+               "written");
+  flags.Number("--audit-rate", out.engine.config.audit_rate, 0.0, 1.0, "SHARE",
+               "measure what sparse attention leaves out, in this share of the decode steps and "
+               "questions; such a step is computed twice, and the times include it");
   flags.Switch("--json", out.json, "one JSON object on stdout and nothing else");
   flags.Switch("--print-config", out.print_config,
                "print the options in effect as JSON, and do nothing else");

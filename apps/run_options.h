@@ -29,6 +29,7 @@ struct RunOptions {
   std::vector<int32_t> stop_token_ids;
   bool ignore_eos = false;
   bool match_special_tokens = false;
+  bool explain = false;
   bool json = false;
   bool print_config = false;
 

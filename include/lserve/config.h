@@ -56,6 +56,10 @@ struct EngineConfig {
   // 0, or how long a step should take while an answer is being written: prompts get chunks that
   // small, but a tile of 128 tokens at least.
   double max_decode_gap_ms = 0;
+  // The share of sparse decode steps, and of requests, whose loss is measured (AuditStats): 0 to 1.
+  // An audited step is computed twice, an audited request keeps every page of its streaming heads
+  // if there is room.
+  double audit_rate = 0;
   // Sequences of one step.
   int max_num_seqs = 8;
 };

@@ -64,6 +64,8 @@ class Engine {
   // Forgets the prefixes that finished requests left in the cache.
   void DropPrefixes();
   uint64_t kv_bytes_in_use() const;
+  // Of all requests so far, running ones included.
+  const AuditStats& audit() const;
 
   const EngineInfo& info() const;
   const EngineConfig& config() const;

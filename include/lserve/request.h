@@ -16,6 +16,8 @@
 
 namespace lserve {
 
+struct AttentionView;  // engine/attention_probe.h
+
 using RequestId = int64_t;
 
 // How the next token is drawn. The penalties act first, then temperature, then the cuts top-k,
@@ -49,6 +51,10 @@ struct Request {
   // requests that start with the same tokens; with block-sparse prefill up to the last whole tile
   // of 128. 0: keeps nothing.
   int64_t keep_prefix = 0;
+  // Keeps the pages that streaming heads no longer see, as dense attention does, so that
+  // on_attention can say what they hold. Costs memory, changes no answer. Off if a prefix that
+  // serves the request has dropped them.
+  bool keep_streaming_pages = false;
   // If not empty, the answer's tokens: nothing is drawn, penalties and stops are off, and the
   // answer ends with the last of them. Each is still computed by a decode step, so that
   // on_token_logits shows what decode says about a known text.
@@ -58,10 +64,34 @@ struct Request {
   std::function<Status(int64_t first_position, const ConstMatrix& logits)> on_prompt_logits;
   // If set, gets the logits [vocab] that each token of the answer is drawn from, before penalties.
   std::function<void(std::span<const float> logits)> on_token_logits;
+  // If set, called in every layer of every step that computes tokens of this request, right after
+  // their attention. An error is the engine's end.
+  std::function<Status(const AttentionView& view)> on_attention;
 };
 
 enum class FinishReason : uint8_t { kStop, kLength, kCancelled, kError };
 std::string_view Name(FinishReason reason);  // "stop", "length", ...
+
+// What audited decode steps say (EngineConfig::audit_rate): sums over steps, so that requests add
+// up. A recall is the share of a query's attention that lies on keys it was shown, mean over heads.
+struct AuditStats {
+  int64_t steps = 0;          // that were audited
+  int64_t skipped_steps = 0;  // that should have been, but the cache had no page for it
+  // Steps in which retrieval heads read selected pages: their recall, and how far the logits are
+  // from those of a pass that reads every page, given this cache.
+  int64_t retrieval_steps = 0;
+  double retrieval_recall = 0;
+  double lowest_retrieval_recall = 1;  // of one head in one step
+  int64_t same_top = 0;                // the most probable token is the same
+  double kl = 0;                       // KL(every page || selected), nats
+  // Steps in which the streaming heads' pages were all kept (a request that is audited keeps them).
+  int64_t streaming_steps = 0;
+  double streaming_recall = 0;
+  double lowest_streaming_recall = 1;
+  double seconds = 0;  // what it cost
+
+  void Add(const AuditStats& other);
+};
 
 // Counters of one request. Pages count (layer, KV head) pairs, so that a streaming and a retrieval
 // head weigh the same; tiles are (layer, KV head, 128 queries, 128 keys).
@@ -80,6 +110,7 @@ struct RequestStats {
   int64_t dense_steps = 0;      // decode steps in which every page was read
   int64_t sparse_steps = 0;     // the others
   int64_t selections = 0;       // decode steps in which the selector ran
+  AuditStats audit;
 };
 
 // What one engine step did to one request.

@@ -36,6 +36,16 @@ void AddDense(PlanRow row, int64_t num_keys, PagePlan* plan) {
   plan->rows.push_back(row);
 }
 
+// The first position that the decode window of a query at `p` holds.
+int64_t FirstOfWindow(const AttentionSettings& settings, int64_t p) {
+  return std::max<int64_t>(0, p - settings.recent_tokens + 1);
+}
+
+// Whether something lies between sink and window.
+bool StreamingSkips(const AttentionSettings& settings, int64_t p) {
+  return FirstOfWindow(settings, p) > settings.sink_tokens;
+}
+
 // Appends a complete tile whose list is to be selected, unless the forced tiles are all there are.
 bool AddSelectedTile(PlanRow row, PagePlan* plan) {
   const PageIdx tile = static_cast<PageIdx>(row.first_position / kTileTokens);
@@ -153,18 +163,29 @@ DecodeDecision PlanDecode(const AttentionSettings& settings,
 
   PlanRow streaming = row;
   streaming.way = Way::kStreaming;
-  const int64_t first_token = std::max<int64_t>(0, p - settings.recent_tokens + 1);
   if (layout.way(Way::kStreaming).num_entries == 0) {
     // Nothing to read.
-  } else if (sparse && first_token > settings.sink_tokens) {
+  } else if (sparse && StreamingSkips(settings, p)) {
     decision.sparse = true;
-    streaming.sink_end = settings.sink_tokens;
-    streaming.window = settings.recent_tokens;
-    AddSinkAndWindow(streaming, first_token, num_keys, kPageTokens, plan);
+    AddStreamingQuery(settings, streaming, plan);
   } else {
     AddDense(streaming, num_keys, plan);
   }
   return decision;
+}
+
+void AddStreamingQuery(const AttentionSettings& settings, PlanRow row, PagePlan* plan) {
+  LS_CHECK_EQ(row.num_queries, 1);
+  const int64_t p = row.first_position;
+  if (!StreamingSkips(settings, p)) return AddDense(row, p + 1, plan);
+  row.sink_end = settings.sink_tokens;
+  row.window = settings.recent_tokens;
+  AddSinkAndWindow(row, FirstOfWindow(settings, p), p + 1, kPageTokens, plan);
+}
+
+void AddDenseQuery(PlanRow row, PagePlan* plan) {
+  LS_CHECK_EQ(row.num_queries, 1);
+  AddDense(row, row.first_position + 1, plan);
 }
 
 int64_t StreamingKeepFrom(const AttentionSettings& settings,

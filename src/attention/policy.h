@@ -68,6 +68,12 @@ DecodeDecision PlanDecode(const AttentionSettings& settings,
                           PagePlan* plan);
 int BudgetPages(const AttentionSettings& settings);
 
+// Adds a row for one query that reads what a streaming head reads in decode: sink and window.
+// `row` names the query; everything where sink and window cover all there is.
+void AddStreamingQuery(const AttentionSettings& settings, PlanRow row, PagePlan* plan);
+// Adds a row for one query that reads everything up to its own position.
+void AddDenseQuery(PlanRow row, PagePlan* plan);
+
 // The first position that streaming heads may still have to read, apart from the sink, when the
 // next query is at `next_position`; 0: nothing may be dropped. While a prompt is read the wider of
 // the prefill and the decode window counts.

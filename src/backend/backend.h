@@ -97,6 +97,8 @@ class Backend {
   virtual Status PrefillAttention(const AttentionParams& params) = 0;
   // Rows with few queries (one, or more with speculation) and many pages.
   virtual Status DecodeAttention(const AttentionParams& params) = 0;
+  // Optional: without it a backend computes all answers, but nothing can be said about how.
+  virtual Status PageLogSums(const PageLogSumsParams& params);
 };
 
 inline Result<Buffer> Backend::ImportConstant(std::span<const std::byte> bytes) {
@@ -116,6 +118,13 @@ inline Result<LinearWeight> Backend::ImportLinear(WeightFormat /*format*/,
 
 inline size_t Backend::LinearScratchBytes(const LinearWeight& /*weight*/, int64_t /*rows*/) const {
   return 0;
+}
+
+inline Status Backend::PageLogSums(const PageLogSumsParams& /*params*/) {
+  return Status(Code::kUnsupported,
+                name() +
+                    ": attention can not be observed on this device; use --device cpu, or "
+                    "leave out --audit-rate and --explain");
 }
 
 }  // namespace lserve

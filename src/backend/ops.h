@@ -134,6 +134,24 @@ struct AttentionParams {
   const PagePlan* plan = nullptr;
 };
 
+// How the attention weight of single queries is spread over pages, before it is normalised: for row
+// r of the plan, query head h and logical page p, log_sums[(r * num_q_heads + h) * stride + p] =
+// ln(sum of exp(scale q k) over the page's visible keys). -infinity: the row does not visit the
+// page or sees none of its keys, and everywhere for the heads of another way or slot. Inputs are
+// rounded as attention rounds them. Nothing that is answered depends on this op: it is for those
+// who ask what attention did (engine/attention_probe.h).
+struct PageLogSumsParams {
+  ConstMatrix q;  // as AttentionParams
+  int num_q_heads = 0;
+  float scale = 0;
+  const KvStore* store = nullptr;
+  int layer = 0;
+  std::span<const SequencePages> sequences;
+  const PagePlan* plan = nullptr;  // rows of one query each
+  float* log_sums = nullptr;       // [rows of the plan, num_q_heads, stride]
+  int64_t stride = 0;              // pages; more than any page that is visited
+};
+
 // One sequence whose page lists are due.
 struct SelectRequest {
   int sequence = 0;

@@ -135,4 +135,9 @@ Status MeteredBackend::DecodeAttention(const AttentionParams& params) {
                  [&] { return inner_->DecodeAttention(params); });
 }
 
+// An observer's, no part of what is measured.
+Status MeteredBackend::PageLogSums(const PageLogSumsParams& params) {
+  return inner_->PageLogSums(params);
+}
+
 }  // namespace lserve

@@ -87,6 +87,7 @@ class MeteredBackend final : public Backend {
   Status SelectTiles(const SelectTilesParams& params) override;
   Status PrefillAttention(const AttentionParams& params) override;
   Status DecodeAttention(const AttentionParams& params) override;
+  Status PageLogSums(const PageLogSumsParams& params) override;
 
  private:
   std::unique_ptr<Backend> inner_;

@@ -2,11 +2,14 @@
 
 #include <algorithm>
 #include <limits>
+#include <memory>
 #include <utility>
 
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/strings.h"
+#include "engine/attention_probe.h"
+#include "engine/auditor.h"
 #include "engine/engine_setup.h"
 #include "engine/prefix_store.h"
 #include "engine/scheduler.h"
@@ -38,6 +41,8 @@ class Engine::Impl {
                    config_.max_num_seqs,
                    config_.max_num_batched_tokens,
                    config_.max_decode_gap_ms),
+        audited_requests_(config_.audit_rate),
+        audited_steps_(config_.audit_rate),
         host_logits_(static_cast<size_t>(parts_.model_config.vocab_size)) {}
 
   Status Check(const Request& request) const;
@@ -49,6 +54,7 @@ class Engine::Impl {
   const EngineConfig& config_;
   PrefixStore prefixes_;
   Scheduler scheduler_;
+  AuditStats audit_;
 
  private:
   // A sequence's place in the batch.
@@ -57,9 +63,12 @@ class Engine::Impl {
     RowRange range;
     bool decodes = false;
     DecodeDecision decision;
+    std::unique_ptr<StepAudit> audit;  // null: this step is not audited
   };
 
   Status CheckRequest(const Request& request, const AttentionSettings& attention) const;
+  // Sequence::spare_pages.
+  int SparePages() const { return config_.audit_rate > 0 ? 2 : 1; }
   // The request's, cut to what the model's length leaves.
   int64_t MaxTokens(const Request& request) const;
   Status CheckFits(const Request& request,
@@ -74,6 +83,11 @@ class Engine::Impl {
     std::vector<PageRun> runs;
     SelectionTable table;
   };
+  // Picks the steps to audit and computes what they would have said with every page.
+  Status BeginAudits();
+  // The logits of a member's token if its retrieval heads read every page; none: no page is free.
+  Result<std::optional<std::vector<float>>> ShadowPass(const Member& member);
+  void SetObserver();
   Result<HostLists> CopyLists(const SelectionTable& table, int entries) const;
   Status CountWork(const Member& member, Sequence* sequence);
   Status EmitPromptLogits(const Member& member);
@@ -84,6 +98,8 @@ class Engine::Impl {
   void FillStats(const Sequence& sequence, RequestStats* stats) const;
   std::vector<RequestEvent> TakeCancelled();
 
+  EvenSample audited_requests_;
+  EvenSample audited_steps_;
   RequestId next_id_ = 1;
   Batch batch_;
   std::vector<Member> members_;
@@ -149,7 +165,8 @@ Status Engine::Impl::CheckFits(const Request& request,
         WorstCasePages(attention, tokens, config_.max_num_batched_tokens);
     size_t bytes = 0;
     for (const Way way : kWays) {
-      bytes += static_cast<size_t>(need.pages[Index(way)] + 1) * parts_.pool->page_bytes(way);
+      bytes +=
+          static_cast<size_t>(need.pages[Index(way)] + SparePages()) * parts_.pool->page_bytes(way);
     }
     return bytes;
   };
@@ -182,8 +199,9 @@ int64_t Engine::Impl::MaxTokens(const Request& request) const {
 }
 
 Status Engine::Impl::Check(const Request& request) const {
-  const AttentionSettings attention = request.attention.value_or(config_.attention);
+  AttentionSettings attention = request.attention.value_or(config_.attention);
   LS_TRY(CheckRequest(request, attention));
+  if (request.keep_streaming_pages) attention.mode = AttentionMode::kDense;
   return CheckFits(request, attention, MaxTokens(request));
 }
 
@@ -196,6 +214,13 @@ Result<RequestId> Engine::Impl::Add(Request request) {
   auto sequence = std::make_unique<Sequence>(id, std::move(request), attention,
                                              SequenceCache(parts_.pool.get(), parts_.store.get()));
   sequence->max_tokens = max_tokens;
+  sequence->spare_pages = SparePages();
+  sequence->keeps_streaming = sequence->request.keep_streaming_pages;
+  if (attention.mode != AttentionMode::kDense && audited_requests_.Next()) {
+    AttentionSettings untrimmed = attention;
+    untrimmed.mode = AttentionMode::kDense;
+    sequence->keeps_streaming |= CheckFits(sequence->request, untrimmed, max_tokens).ok();
+  }
   sequence->stats.prompt_tokens = sequence->prompt_size();
   if (parts_.tokenizer != nullptr) sequence->text.emplace(*parts_.tokenizer, std::move(stops));
   scheduler_.Add(std::move(sequence));
@@ -248,7 +273,8 @@ Status Engine::Impl::BuildBatch(const std::vector<Scheduled>& step) {
                             .num_rows = scheduled.num_tokens,
                             .first_position = first},
                   .decodes = !sequence->in_prompt(),
-                  .decision = {}};
+                  .decision = {},
+                  .audit = {}};
     for (int i = 0; i < scheduled.num_tokens; ++i)
       batch_.tokens.push_back(sequence->token_at(first + i));
     batch_.ranges.push_back(member.range);
@@ -271,7 +297,7 @@ Status Engine::Impl::BuildBatch(const std::vector<Scheduled>& step) {
     } else {
       PlanPrefill(sequence->attention, layout, member.range, &batch_.prefill);
     }
-    members_.push_back(member);
+    members_.push_back(std::move(member));
   }
   return RequestTileLists();
 }
@@ -309,6 +335,80 @@ Status Engine::Impl::RequestTileLists() {
                                    .table = table});
   }
   return Status();
+}
+
+Result<std::optional<std::vector<float>>> Engine::Impl::ShadowPass(const Member& member) {
+  const Sequence& sequence = *member.scheduled.sequence;
+  const int64_t position = member.range.first_position;
+  // Full pages are shared; the page of the new token is copied, so that its keys and values, which
+  // differ from the second layer on, go to scratch.
+  SequenceCache scratch = sequence.cache.Fork(position);
+  if (!scratch.Reserve(1)) return std::optional<std::vector<float>>();
+  Batch batch;
+  batch.tokens = {sequence.token_at(position)};
+  batch.ranges = {{.sequence = 0, .first_row = 0, .num_rows = 1, .first_position = position}};
+  SequencePages pages;
+  for (const Way way : kWays) pages.pages[Index(way)] = scratch.pages(way);
+  batch.sequences = {pages};
+  AttentionSettings all_pages = sequence.attention;
+  all_pages.token_budget = std::numeric_limits<int>::max();
+  SelectionState no_lists;
+  PlanDecode(all_pages, parts_.store->layout(), batch.ranges[0], &no_lists, &batch.decode);
+  LS_TRY(parts_.model->Forward(batch, parts_.store.get()));
+  const int32_t row = 0;
+  const ConstMatrix logits = LS_TRY(parts_.model->Logits({&row, 1}));
+  std::vector<float> host(static_cast<size_t>(parts_.model_config.vocab_size));
+  LS_TRY(parts_.backend->CopyToHost(host.data(), logits.data, host.size() * sizeof(float)));
+  return std::optional<std::vector<float>>(std::move(host));
+}
+
+Status Engine::Impl::BeginAudits() {
+  if (config_.audit_rate <= 0) return Status();
+  const auto selects = [&](const Member& member) {
+    return std::any_of(
+        batch_.decode.rows.begin(), batch_.decode.rows.end(), [&](const PlanRow& row) {
+          return row.sequence == member.range.sequence && row.selection != kNoSelection;
+        });
+  };
+  for (Member& member : members_) {
+    if (!member.decision.sparse || !audited_steps_.Next()) continue;
+    auto audit = std::make_unique<StepAudit>();
+    const Stopwatch watch;
+    if (selects(member)) {
+      std::optional<std::vector<float>> logits = LS_TRY(ShadowPass(member));
+      if (!logits) {
+        ++member.scheduled.sequence->stats.audit.skipped_steps;
+        ++audit_.skipped_steps;
+        continue;
+      }
+      audit->all_pages_logits = *std::move(logits);
+    }
+    audit->seconds = watch.seconds();
+    member.audit = std::move(audit);
+  }
+  return Status();
+}
+
+// Calls the requests that want to see their attention, and the audits of this step.
+void Engine::Impl::SetObserver() {
+  const auto watched = [](const Member& member) {
+    return member.audit != nullptr || member.scheduled.sequence->request.on_attention;
+  };
+  if (std::none_of(members_.begin(), members_.end(), watched)) return;
+  batch_.observe = [this](const AttentionParams& attention) {
+    const bool decodes = attention.plan == &batch_.decode;
+    for (const Member& member : members_) {
+      if (member.decodes != decodes) continue;
+      const AttentionView view = {.backend = parts_.backend.get(),
+                                  .attention = &attention,
+                                  .range = member.range,
+                                  .decodes = decodes};
+      const auto& on_attention = member.scheduled.sequence->request.on_attention;
+      if (on_attention) LS_TRY(on_attention(view));
+      if (member.audit != nullptr) LS_TRY(member.audit->Observe(view));
+    }
+    return Status();
+  };
 }
 
 Result<Engine::Impl::HostLists> Engine::Impl::CopyLists(const SelectionTable& table,
@@ -400,7 +500,8 @@ Status Engine::Impl::AfterForward(const Member& member) {
     prefixes_.Add(std::vector<int32_t>(begin, begin + done), sequence->attention, cache.Fork(done));
   }
   const int64_t keep_from = StreamingKeepFrom(sequence->attention, done, sequence->in_prompt());
-  if (keep_from > 0) cache.TrimStreaming(StreamingSinkEnd(sequence->attention), keep_from);
+  if (keep_from > 0 && !sequence->keeps_streaming)
+    cache.TrimStreaming(StreamingSinkEnd(sequence->attention), keep_from);
   return Status();
 }
 
@@ -412,6 +513,12 @@ Status Engine::Impl::DrawToken(const Member& member, RequestEvent* event) {
   LS_TRY(parts_.backend->CopyToHost(host_logits_.data(), logits.data,
                                     host_logits_.size() * sizeof(float)));
   if (sequence->request.on_token_logits) sequence->request.on_token_logits(host_logits_);
+  if (member.audit != nullptr) {
+    AuditStats step;
+    member.audit->Finish(host_logits_, &step);
+    sequence->stats.audit.Add(step);
+    audit_.Add(step);
+  }
   const std::vector<int32_t>& forced = sequence->request.forced_tokens;
   const bool is_forced = !forced.empty();
   if (static_cast<int64_t>(sequence->answer.size()) < sequence->request.min_tokens) {
@@ -501,6 +608,8 @@ Result<std::vector<RequestEvent>> Engine::Impl::Step() {
   }
   const Stopwatch watch;
   LS_TRY(BuildBatch(step));
+  LS_TRY(BeginAudits());
+  SetObserver();
   LS_TRY(parts_.model->Forward(batch_, parts_.store.get()));
   for (const Member& member : members_) events.push_back(LS_TRY(Finalize(member)));
   scheduler_.RecordStep(step, watch.milliseconds());  // reads no sequence: some are gone
@@ -538,6 +647,9 @@ void Engine::DropPrefixes() {
 }
 uint64_t Engine::kv_bytes_in_use() const {
   return impl_->parts_.pool->bytes_in_use();
+}
+const AuditStats& Engine::audit() const {
+  return impl_->audit_;
 }
 const EngineInfo& Engine::info() const {
   return impl_->parts_.info;

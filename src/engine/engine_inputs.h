@@ -23,6 +23,8 @@ struct ModelInMemory {
 
 struct EngineInputs {
   std::optional<ModelInMemory> model;  // instead of EngineConfig::model_dir
+  // Instead of the head file that comes with the model.
+  std::optional<StreamingHeadsFile> heads;
   // Gets the backend that the engine made and returns the one that it is to use, which owns the
   // first: for counting and timing ops without a line in the engine.
   std::function<std::unique_ptr<Backend>(std::unique_ptr<Backend>)> wrap_backend;

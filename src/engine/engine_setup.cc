@@ -29,6 +29,8 @@ Status CheckConfig(const EngineConfig& config) {
   check(config.gpu_memory_utilization > 0 && config.gpu_memory_utilization <= 1,
         StrCat("--gpu-memory-utilization is ", config.gpu_memory_utilization,
                ", expected more than 0, at most 1"));
+  check(config.audit_rate >= 0 && config.audit_rate <= 1,
+        StrCat("--audit-rate is ", config.audit_rate, ", expected 0 (off) to 1 (every step)"));
   check(config.max_model_len >= 0, StrCat("--max-model-len is ", config.max_model_len,
                                           ", expected 0 (the checkpoint's) or more"));
   if (problems.empty()) return Status();
@@ -91,8 +93,8 @@ Result<HeadKinds> KindsOf(const StreamingHeadsFile& file,
                        "--streaming-ratio (LServe uses 0.5)"));
 }
 
-// Which KV heads stream: the precedence of docs/architecture.md, "Head kinds". `own` is the file
-// that comes with a model in memory.
+// Which KV heads stream: the precedence of docs/architecture.md, "Head kinds". `own` takes
+// the place of the file in the model's directory.
 Result<HeadKinds> ResolveHeadKinds(const EngineConfig& config,
                                    const ModelConfig& model,
                                    const std::optional<StreamingHeadsFile>& own,
@@ -249,9 +251,8 @@ Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) 
   const std::string note = parts.backend->format_note(weight_format);
   if (!note.empty()) warnings.push_back(note);
   if (inputs.wrap_backend) parts.backend = inputs.wrap_backend(std::move(parts.backend));
-  const std::optional<StreamingHeadsFile> no_heads;
-  const HeadKinds kinds = LS_TRY(
-      ResolveHeadKinds(config, model, in_memory ? inputs.model->heads : no_heads, &warnings));
+  if (!inputs.heads && in_memory) inputs.heads = inputs.model->heads;
+  const HeadKinds kinds = LS_TRY(ResolveHeadKinds(config, model, inputs.heads, &warnings));
 
   const int head_dim = static_cast<int>(model.head_dim);
   const KvLayout layout =

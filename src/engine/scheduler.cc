@@ -31,13 +31,13 @@ SequenceCache::Need WorstCasePages(const AttentionSettings& settings,
 bool Scheduler::Fits(const Sequence& candidate) const {
   int64_t more[kNumWays] = {};
   const auto add = [&](const Sequence& sequence) {
-    const SequenceCache::Need worst = WorstCasePages(
-        sequence.attention, sequence.prompt_size() + sequence.max_tokens, max_num_batched_tokens_);
+    const SequenceCache::Need worst =
+        WorstCasePages(sequence.cache_settings(), sequence.prompt_size() + sequence.max_tokens,
+                       max_num_batched_tokens_);
     for (const Way way : kWays) {
       if (pool_->page_bytes(way) == 0) continue;
-      // One more than the worst case: the copy of a tail page that is shared with a prefix.
-      more[Index(way)] +=
-          std::max<int64_t>(0, worst.pages[Index(way)] + 1 - sequence.cache.num_held(way));
+      more[Index(way)] += std::max<int64_t>(
+          0, worst.pages[Index(way)] + sequence.spare_pages - sequence.cache.num_held(way));
     }
   };
   for (const auto& sequence : running_) add(*sequence);
@@ -51,6 +51,8 @@ void Scheduler::Admit() {
     if (std::optional<SequenceCache> prefix =
             prefixes_->Find(next.request.prompt, next.attention)) {
       next.cache = *std::move(prefix);
+      // What a prefix has dropped can not be looked at.
+      if (next.cache.streaming_first_token() > 0) next.keeps_streaming = false;
     }
     while (!Fits(next)) {
       // A kept prefix is worth less than a request that waits, this one's own too.

@@ -33,6 +33,11 @@ struct Sequence {
   std::vector<int32_t> answer;
   int64_t max_tokens = 0;  // request.max_tokens, cut to what the model length leaves
   bool cancelled = false;
+  // The streaming way is not trimmed, so that an audit can say what its heads do not see.
+  bool keeps_streaming = false;
+  // Pages of each way that it may need beyond its own: the copy of a tail that it shares with a
+  // prefix, and that of an audit.
+  int spare_pages = 1;
 
   // Memory of the page lists, allocated at the first decode step that is sparse.
   Buffer selection_memory;
@@ -45,6 +50,12 @@ struct Sequence {
   double pages_present = 0;
   RequestStats stats;
 
+  // What its pages follow from.
+  AttentionSettings cache_settings() const {
+    AttentionSettings settings = attention;
+    if (keeps_streaming) settings.mode = AttentionMode::kDense;
+    return settings;
+  }
   int64_t prompt_size() const { return static_cast<int64_t>(request.prompt.size()); }
   bool in_prompt() const { return cache.num_tokens() < prompt_size(); }
   // The token at position cache.num_tokens(), the next to be computed.

@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "base/strings.h"
+#include "engine/attention_probe.h"
 #include "loader/model_config.h"
 
 namespace lserve {
@@ -151,6 +152,29 @@ class TextRun {
     };
   }
 
+  // Every position would cost as much again as decoding it; some say as much.
+  void WatchRecall(Request& request, HeadRecall& recall) const {
+    constexpr int64_t kMostPositions = 64;
+    const int64_t stride = std::max<int64_t>(1, options_.decode_tokens / kMostPositions);
+    const ModelConfig& model = engine_->model_config();
+    recall.kv_heads = model.num_kv_heads;
+    recall.sum.assign(static_cast<size_t>(model.num_layers * model.num_kv_heads), 0.0);
+    recall.streaming.assign(recall.sum.size(), 0);
+    request.keep_streaming_pages = true;
+    request.on_attention = [&recall, stride, first = first_decoded_](const AttentionView& view) {
+      const int64_t position = view.range.first_position;
+      if (!view.decodes || (position - first) % stride != 0) return Status();
+      if (view.layer() == 0) ++recall.positions;
+      const std::vector<QueryMass> masses = LS_TRY(MeasureMass(view, {&position, 1}));
+      for (const HeadMass& head : masses[0].heads) {
+        const size_t at = static_cast<size_t>(view.layer() * recall.kv_heads + head.kv_head);
+        recall.sum[at] += head.seen;
+        recall.streaming[at] = head.way == Way::kStreaming ? 1 : 0;
+      }
+      return Status();
+    };
+  }
+
   Result<bool> RunSparse(const std::optional<double>& ratio, int budget, bool reads) {
     AttentionSettings attention = ArmSettings(engine_->config().attention, Arm::kSparse);
     attention.token_budget = budget;
@@ -170,6 +194,7 @@ class TextRun {
           reference_->Compare(position, logits, record.divergence);
         },
         reads);
+    WatchRecall(request, decode.recall);
     const std::string key = KeyOf(text_.name, ratio, &budget);
     const std::optional<Asked> asked = LS_TRY(AskTracked(std::move(request), key));
     if (!asked) return false;
@@ -205,6 +230,16 @@ class TextRun {
 };
 
 }  // namespace
+
+void HeadRecall::Add(const HeadRecall& other) {
+  if (sum.empty()) {
+    *this = other;
+    return;
+  }
+  if (other.sum.size() != sum.size()) return;  // not measured
+  positions += other.positions;
+  for (size_t i = 0; i < sum.size(); ++i) sum[i] += other.sum[i];
+}
 
 Status CheckFidelityText(const FidelityText& text, int64_t decode_tokens, int64_t max_model_len) {
   const int64_t size = static_cast<int64_t>(text.tokens.size());

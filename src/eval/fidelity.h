@@ -1,5 +1,6 @@
 // Fidelity: how near sparse attention stays to dense attention on any text, position by position:
-// the same most probable token, KL divergence of the next-token distributions, perplexity; while
+// the same most probable token, KL divergence of the next-token distributions, perplexity, and the
+// share of attention that each head was shown; while
 // the text is read (prefill) and while it is decoded token by token with the text's own tokens, as
 // functions of the share of streaming heads and of the page budget. Used by `lserve eval fidelity`.
 #pragma once
@@ -32,6 +33,17 @@ struct FidelityOptions {
   std::vector<FidelityText> texts;
 };
 
+// The share of attention that lies on the keys which the heads were shown, by layer and KV head.
+struct HeadRecall {
+  int64_t kv_heads = 0;            // of a layer
+  int64_t positions = 0;           // decode steps that were looked at
+  std::vector<double> sum;         // [layers * KV heads], over positions; empty: not measured
+  std::vector<uint8_t> streaming;  // [layers * KV heads], 1: sink and window, 0: selected pages
+
+  void Add(const HeadRecall& other);
+  double mean(size_t head) const { return sum[head] / static_cast<double>(positions); }
+};
+
 // What one phase of one text came to under one setting.
 struct FidelityRecord {
   std::string text;
@@ -41,6 +53,7 @@ struct FidelityRecord {
   Divergence divergence;
   double visited = 0.0;  // pages per decode step, or tiles of the whole prefill
   double present = 0.0;
+  HeadRecall recall = {};  // of decode
 };
 
 Json ToJson(const FidelityRecord& record);

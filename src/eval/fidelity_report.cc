@@ -25,6 +25,7 @@ std::map<Setting, FidelityRecord> Merged(std::span<const FidelityRecord> records
     sum.divergence.Add(record.divergence);
     sum.visited += record.visited;
     sum.present += record.present;
+    sum.recall.Add(record.recall);
   }
   return merged;
 }
@@ -50,9 +51,39 @@ std::string HeadsName(const FidelityRecord& record) {
                       : StrCat(record.streaming_heads, " streaming heads");
 }
 
+// [layers][KV heads].
+template <class ToJson>
+Json Grid(const HeadRecall& recall, ToJson to_json) {
+  Json::Array rows, row;
+  for (size_t i = 0; i < recall.sum.size(); ++i) {
+    row.push_back(to_json(i));
+    if (static_cast<int64_t>(row.size()) < recall.kv_heads) continue;
+    rows.push_back(Json(std::move(row)));
+    row = {};
+  }
+  return Json(std::move(rows));
+}
+
+// Mean over the heads that stream, or that do not; nothing without one.
+std::optional<double> MeanRecall(const HeadRecall& recall, bool streaming) {
+  double sum = 0.0;
+  int64_t count = 0;
+  for (size_t i = 0; i < recall.sum.size() && recall.positions > 0; ++i) {
+    if ((recall.streaming[i] == 1) != streaming) continue;
+    sum += recall.mean(i);
+    ++count;
+  }
+  return count > 0 ? std::optional(sum / static_cast<double>(count)) : std::nullopt;
+}
+
+std::string RecallText(const HeadRecall& recall, bool streaming) {
+  const std::optional<double> mean = MeanRecall(recall, streaming);
+  return mean ? Percent(*mean) : "-";
+}
+
 Json MeansToJson(const FidelityRecord& record) {
   const Means means(record);
-  return Json(Json::Object{
+  Json::Object object = {
       {"ratio", record.ratio ? Json(*record.ratio) : Json()},
       {"streaming_kv_heads", Json(record.streaming_heads)},
       {"phase", Json(record.budget ? "decode" : "prefill")},
@@ -67,14 +98,67 @@ Json MeansToJson(const FidelityRecord& record) {
       {"visited", Json(record.visited)},
       {"present", Json(record.present)},
       {"visited_share", Json(means.share)},
-  });
+  };
+  const HeadRecall& recall = record.recall;
+  if (recall.positions > 0) {
+    const auto mean = [&](bool streaming) {
+      const std::optional<double> value = MeanRecall(recall, streaming);
+      return value ? Json(*value) : Json();
+    };
+    object.emplace_back("recall_positions", Json(recall.positions));
+    object.emplace_back("retrieval_recall", mean(false));
+    object.emplace_back("streaming_recall", mean(true));
+    object.emplace_back("recall", Grid(recall, [&](size_t i) { return Json(recall.mean(i)); }));
+    object.emplace_back("streaming",
+                        Grid(recall, [&](size_t i) { return Json(int64_t{recall.streaming[i]}); }));
+  }
+  return Json(std::move(object));
+}
+
+// One table per setting of decode: layers down, KV heads across, s: streams. With many heads the
+// mean and the lowest.
+std::string RecallTables(const std::map<Setting, FidelityRecord>& merged) {
+  constexpr int64_t kMostColumns = 16;
+  std::string text;
+  for (const auto& [setting, record] : merged) {
+    const HeadRecall& recall = record.recall;
+    if (recall.positions == 0) continue;
+    const bool wide = recall.kv_heads > kMostColumns;
+    std::vector<std::vector<std::string>> rows = {{"layer"}};
+    if (wide) rows[0].insert(rows[0].end(), {"mean", "lowest", "of head"});
+    for (int64_t head = 0; head < recall.kv_heads && !wide; ++head) {
+      rows[0].push_back(StrCat("head ", head));
+    }
+    for (size_t first = 0; first < recall.sum.size();
+         first += static_cast<size_t>(recall.kv_heads)) {
+      rows.push_back({StrCat(rows.size() - 1)});
+      double sum = 0.0;
+      size_t lowest = first;
+      for (size_t i = first; i < first + static_cast<size_t>(recall.kv_heads); ++i) {
+        sum += recall.mean(i);
+        if (recall.sum[i] < recall.sum[lowest]) lowest = i;
+        if (!wide) {
+          rows.back().push_back(
+              StrCat(Percent(recall.mean(i)), recall.streaming[i] == 1 ? " s" : "  "));
+        }
+      }
+      if (!wide) continue;
+      rows.back().push_back(Percent(sum / static_cast<double>(recall.kv_heads)));
+      rows.back().push_back(Percent(recall.mean(lowest)));
+      rows.back().push_back(StrCat(lowest - first, recall.streaming[lowest] == 1 ? " s" : "  "));
+    }
+    text += StrCat("\nattention on what each head was shown: ", HeadsName(record), ", budget ",
+                   Grouped(record.budget.value_or(0)), ", ", recall.positions,
+                   " steps; s: streams\n", TextTable(rows));
+  }
+  return text;
 }
 
 }  // namespace
 
 Json ToJson(const FidelityRecord& record) {
   const Divergence& sum = record.divergence;
-  return Json(Json::Object{
+  Json::Object object = {
       {"text", Json(record.text)},
       {"ratio", record.ratio ? Json(*record.ratio) : Json()},
       {"streaming_kv_heads", Json(record.streaming_heads)},
@@ -87,8 +171,50 @@ Json ToJson(const FidelityRecord& record) {
       {"loss_sparse_sum", Json(sum.loss)},
       {"visited", Json(record.visited)},
       {"present", Json(record.present)},
-  });
+  };
+  const HeadRecall& recall = record.recall;
+  if (recall.positions > 0) {
+    object.emplace_back("recall_positions", Json(recall.positions));
+    object.emplace_back("recall_sum", Grid(recall, [&](size_t i) { return Json(recall.sum[i]); }));
+    object.emplace_back("streaming",
+                        Grid(recall, [&](size_t i) { return Json(int64_t{recall.streaming[i]}); }));
+  }
+  return Json(std::move(object));
 }
+
+namespace {
+
+// The recall of a record that has one; false: it is none.
+bool RecallFromJson(const Json& json, HeadRecall* recall) {
+  const Json *positions = json.Find("recall_positions"), *sums = json.Find("recall_sum"),
+             *streaming = json.Find("streaming");
+  if (positions == nullptr) return true;  // of prefill
+  if (!positions->is_int() || positions->as_int() < 1 || sums == nullptr || streaming == nullptr ||
+      !sums->is_array() || !streaming->is_array() ||
+      sums->as_array().size() != streaming->as_array().size()) {
+    return false;
+  }
+  recall->positions = positions->as_int();
+  for (size_t layer = 0; layer < sums->as_array().size(); ++layer) {
+    const Json &row = sums->as_array()[layer], &kinds = streaming->as_array()[layer];
+    if (!row.is_array() || !kinds.is_array()) return false;
+    const size_t width = row.as_array().size();
+    if (layer == 0) recall->kv_heads = static_cast<int64_t>(width);
+    if (width == 0 || width != static_cast<size_t>(recall->kv_heads) ||
+        kinds.as_array().size() != width) {
+      return false;
+    }
+    for (size_t head = 0; head < width; ++head) {
+      const Json &sum = row.as_array()[head], &kind = kinds.as_array()[head];
+      if (!sum.is_number() || !kind.is_int()) return false;
+      recall->sum.push_back(sum.as_double());
+      recall->streaming.push_back(kind.as_int() == 1 ? 1 : 0);
+    }
+  }
+  return true;
+}
+
+}  // namespace
 
 Result<FidelityRecord> FidelityFromJson(const Json& json, const std::string& source) {
   FidelityRecord record;
@@ -121,27 +247,38 @@ Result<FidelityRecord> FidelityFromJson(const Json& json, const std::string& sou
   record.visited = number("visited");
   record.present = number("present");
   if (!status.ok()) return status;
+  if (!RecallFromJson(json, &record.recall)) {
+    return Status(Code::kInvalidArgument,
+                  StrCat(source,
+                         ": \"recall_sum\" and \"streaming\" are not what lserve eval writes, "
+                         "expected a number per layer and KV head; was the file edited?"));
+  }
   return record;
 }
 
 std::string FidelityTable(std::span<const FidelityRecord> records) {
   std::vector<std::vector<std::string>> rows = {{"heads", "phase", "budget", "positions", "top-1",
-                                                 "KL", "ppl dense", "ppl sparse", "visited"}};
+                                                 "KL", "ppl dense", "ppl sparse", "visited",
+                                                 "recall", "streaming recall"}};
   for (const auto& [setting, record] : Merged(records)) {
     const Means means(record);
     rows.push_back({HeadsName(record), record.budget ? "decode" : "prefill",
                     record.budget ? Grouped(*record.budget) : std::string("-"),
                     Grouped(record.divergence.positions), Percent(means.same_top, 2),
                     Fixed(means.kl, 5), Fixed(means.reference_perplexity, 3),
-                    Fixed(means.perplexity, 3), Percent(means.share)});
+                    Fixed(means.perplexity, 3), Percent(means.share),
+                    RecallText(record.recall, false), RecallText(record.recall, true)});
   }
   double covered = 1.0;
   for (const FidelityRecord& record : records) covered = std::min(covered, Means(record).covered);
-  return StrCat(TextTable(rows),
-                "\nKL(dense || sparse) in nats per position, over the most "
-                "probable tokens and the rest as one; those hold ",
-                Percent(covered, 3), " of the probability or more.\nvisited: pages in decode, ",
-                "tiles in prefill. Dense read all of them.\n");
+  return StrCat(
+      TextTable(rows),
+      "\nKL(dense || sparse) in nats per position, over the most "
+      "probable tokens and the rest as one; those hold ",
+      Percent(covered, 3), " of the probability or more.\nvisited: pages in decode, ",
+      "tiles in prefill. Dense read all of them.\nrecall: share of the attention on what the heads "
+      "were shown, mean over those that select and those that stream.\n",
+      RecallTables(Merged(records)));
 }
 
 Json FidelityToJson(const FidelityRun& run, const Json& settings, bool complete) {

@@ -32,6 +32,7 @@ void Batch::Clear() {
   decode.Clear();
   selects.clear();
   tile_selects.clear();
+  observe = nullptr;
 }
 
 Result<std::unique_ptr<LlamaModel>> LlamaModel::Load(const Checkpoint& checkpoint,
@@ -168,6 +169,7 @@ Status LlamaModel::Attention(const Batch& batch, int layer, KvStore* store) {
   if (!batch.prefill.rows.empty()) {
     params.plan = &batch.prefill;
     LS_TRY(backend_->PrefillAttention(params));
+    if (batch.observe) LS_TRY(batch.observe(params));
   }
   if (!batch.selects.empty()) {
     LS_TRY(backend_->SelectPages({.q = q,
@@ -181,6 +183,7 @@ Status LlamaModel::Attention(const Batch& batch, int layer, KvStore* store) {
   if (!batch.decode.rows.empty()) {
     params.plan = &batch.decode;
     LS_TRY(backend_->DecodeAttention(params));
+    if (batch.observe) LS_TRY(batch.observe(params));
   }
   LS_TRY(backend_->Linear({.x = attention, .weight = &w.o, .y = hidden, .accumulate = true}));
   return Status();

@@ -3,6 +3,7 @@
 // come in with the batch. Used by the engine.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -24,6 +25,8 @@ struct Batch {
   PagePlan decode;
   std::vector<SelectRequest> selects;
   std::vector<TileSelectRequest> tile_selects;  // for rows of `prefill`
+  // If set, called in every layer after each attention op, with what it was given (ADR 0015).
+  std::function<Status(const AttentionParams& attention)> observe;
 
   void Clear();
 };

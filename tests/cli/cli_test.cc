@@ -29,11 +29,8 @@ void ExpectUsageError(const std::vector<std::string>& arguments, const std::stri
 }
 
 TEST(Usage, EveryMistakeIsOneLineAndStatusTwo) {
-  ExpectUsageError({}, "available commands: run, serve, bench, eval, tokenize, inspect");
+  ExpectUsageError({}, "available commands: run, serve, bench, eval, calibrate, tokenize, inspect");
   ExpectUsageError({"fly"}, "unknown command \"fly\"");
-  for (const char* planned : {"calibrate"}) {
-    ExpectUsageError({planned, kModel}, "is not implemented in lserve");
-  }
   ExpectUsageError({"run", kModel, "--frobnicate"}, "unknown option \"--frobnicate\"");
   ExpectUsageError({"run", kModel, "--sparse-token-budge", "3"},
                    "did you mean --sparse-token-budget?");
@@ -64,8 +61,7 @@ TEST(Usage, EveryMistakeIsOneLineAndStatusTwo) {
 
 TEST(Usage, WhatThisVersionLacksIsRefusedByName) {
   ExpectUsageError({"run", kModel, "--quantization", "awq"}, "--quantization");
-  ExpectUsageError({"run", kModel, "--audit-rate", "0.1"}, "--audit-rate is not implemented");
-  ExpectUsageError({"run", kModel, "--explain"}, "--explain is not implemented");
+  ExpectUsageError({"run", kModel, "--audit-rate", "1.5"}, "--audit-rate");
 }
 
 TEST(Usage, AShareBeyondEverythingIsRefused) {

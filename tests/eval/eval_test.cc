@@ -180,11 +180,21 @@ TEST(Fidelity, NothingDiffersWhereEverythingIsRead) {
   EXPECT_EQ(small.budget, 256);
   EXPECT_EQ(small.divergence.positions, 23);  // the first of the 24 is prefill's
   EXPECT_GT(small.divergence.kl, 1e-4);
+  // All heads select; each of the 24 says how much of its attention the selected pages carry.
+  EXPECT_EQ(small.recall.positions, 23);
+  ASSERT_THAT(small.recall.sum, SizeIs(24));
+  for (size_t head = 0; head < 24; ++head) {
+    EXPECT_GT(small.recall.mean(head), 0.0);
+    EXPECT_LT(small.recall.mean(head), 1.0);
+    EXPECT_EQ(small.recall.streaming[head], 0);
+  }
   EXPECT_LT(small.visited, small.present / 3);
   const FidelityRecord& large = run.records[2];
   EXPECT_EQ(large.divergence.same_top, 23);
   EXPECT_LT(large.divergence.kl, 1e-12 * 23);
   EXPECT_EQ(large.visited, large.present);
+  EXPECT_NEAR(large.recall.mean(0), 1.0, 1e-5);
+  EXPECT_THAT(FidelityTable(run.records), HasSubstr("attention on what each head was shown"));
 }
 
 // The sums do not depend on which budget read the text, nor on a resumed log.
@@ -204,6 +214,7 @@ TEST(Fidelity, PrefixAndLogChangeNothing) {
     EXPECT_EQ(forward.records[a].budget, backward.records[b].budget);
     EXPECT_EQ(forward.records[a].divergence.kl, backward.records[b].divergence.kl);
     EXPECT_EQ(forward.records[a].visited, backward.records[b].visited);
+    EXPECT_EQ(forward.records[a].recall.sum, backward.records[b].recall.sum);
   }
 
   ResultLog log = ResultLog::Open("", Json()).value();
@@ -213,6 +224,15 @@ TEST(Fidelity, PrefixAndLogChangeNothing) {
   const FidelityRun resumed = RunFidelity(options, log, {});
   ASSERT_THAT(resumed.records, SizeIs(3));
   EXPECT_EQ(resumed.records[2].divergence.kl, forward.records[2].divergence.kl);
+  // What the log holds comes back, and what it can not hold is an error.
+  const FidelityRecord& decode = resumed.records[1];
+  EXPECT_EQ(FidelityFromJson(ToJson(decode), "x").value().recall.sum, decode.recall.sum);
+  EXPECT_EQ(std::accumulate(decode.recall.streaming.begin(), decode.recall.streaming.end(), 0), 12);
+  Json broken = ToJson(decode);
+  for (auto& [name, value] : broken.mutable_object()) {
+    if (name == "recall_sum") value.mutable_array().pop_back();
+  }
+  EXPECT_THAT(FidelityFromJson(broken, "x").status().message(), HasSubstr("x: \"recall_sum\""));
 }
 
 TEST(Fidelity, TextsThatDoNotFitAreErrors) {

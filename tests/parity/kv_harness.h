@@ -131,6 +131,28 @@ class KvHarness {
     return Narrow(out, cols, 5);
   }
 
+  // Of the first layer, [rows of the plan, query heads, pages of the longest sequence].
+  std::vector<float> LogSums(const std::vector<float>& q, const PagePlan& plan) {
+    const int64_t cols = shape_.q_cols();
+    const int64_t longest = *std::max_element(shape_.num_tokens.begin(), shape_.num_tokens.end());
+    const int64_t stride = NumPages(longest);
+    const std::vector<float> in = Widen(q, cols, 3);
+    std::vector<float> sums(plan.rows.size() * static_cast<size_t>(shape_.num_q_heads() * stride),
+                            kUntouched);
+    const Status status = backend_.PageLogSums(
+        {.q = {in.data(), DType::kF32, static_cast<int64_t>(q.size()) / cols, cols, cols + 3},
+         .num_q_heads = shape_.num_q_heads(),
+         .scale = scale(),
+         .store = store_.get(),
+         .layer = 0,
+         .sequences = sequences_,
+         .plan = &plan,
+         .log_sums = sums.data(),
+         .stride = stride});
+    EXPECT_TRUE(status.ok()) << status.message();
+    return sums;
+  }
+
   // The lists of all slots of a layer; request.table is set here.
   std::vector<std::vector<PageRun>> Select(const std::vector<float>& q,
                                            SelectRequest request,

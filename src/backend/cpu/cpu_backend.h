@@ -58,13 +58,14 @@ class CpuBackend final : public Backend {
                                                const PageId (&max_pages)[kNumWays]) override;
   Status AppendKv(const AppendKvParams& params) override;
 
-  // attention.cc, select_pages.cc, select_tiles.cc
+  // attention.cc, select_pages.cc, select_tiles.cc, page_log_sums.cc
   size_t AttentionScratchBytes(const KvLayout& layout,
                                const AttentionLimits& limits) const override;
   Status SelectPages(const SelectPagesParams& params) override;
   Status SelectTiles(const SelectTilesParams& params) override;
   Status PrefillAttention(const AttentionParams& params) override;
   Status DecodeAttention(const AttentionParams& params) override;
+  Status PageLogSums(const PageLogSumsParams& params) override;
 
  private:
   // A weight with its bias and no data yet.

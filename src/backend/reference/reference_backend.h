@@ -35,6 +35,7 @@ class ReferenceBackend final : public Backend {
   Status SelectTiles(const SelectTilesParams& params) override;
   Status PrefillAttention(const AttentionParams& params) override;
   Status DecodeAttention(const AttentionParams& params) override;
+  Status PageLogSums(const PageLogSumsParams& params) override;
 };
 
 }  // namespace lserve
