@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -12,6 +13,7 @@
 
 #include "attention/attention_settings.h"
 #include "base/status.h"
+#include "lserve/token_constraint.h"
 #include "tensor/matrix.h"
 
 namespace lserve {
@@ -53,6 +55,9 @@ struct Request {
   // answer ends with the last of them. Each is still computed by a decode step, so that
   // on_token_logits shows what decode says about a known text.
   std::vector<int32_t> forced_tokens;
+  // If set, decides which tokens may come next; of this request alone, for it keeps its place. Not
+  // together with forced_tokens, min_tokens or ignore_eos, which say something else.
+  std::shared_ptr<TokenConstraint> constraint;
   // If set, gets the logits of every prompt position that is computed, in order: `logits` is
   // float, [count, vocab], in host memory. An error cancels the request.
   std::function<Status(int64_t first_position, const ConstMatrix& logits)> on_prompt_logits;
