@@ -233,6 +233,7 @@ Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) 
   info.num_kv_heads = static_cast<int>(kinds.size());
   info.num_streaming_kv_heads =
       info.num_kv_heads - static_cast<int>(std::count(kinds.begin(), kinds.end(), 1));
+  info.end_tokens = model.eos_token_ids;
   info.quantization = config.quantization;
   info.workspace_bytes = parts.model->workspace_bytes();
   info.weight_bytes = parts.model->weight_bytes();

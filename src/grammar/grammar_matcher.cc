@@ -1,12 +1,12 @@
 #include "grammar/grammar_matcher.h"
 
 #include <algorithm>
-#include <set>
+#include <unordered_set>
 
 namespace lserve {
 namespace {
 
-constexpr int64_t kWorkOfStart = 1'000'000;
+constexpr int64_t kWorkOfStart = 300'000;
 
 uint64_t Mix(uint64_t hash, uint64_t value) {
   hash ^= value + 0x9e3779b97f4a7c15u + (hash << 6) + (hash >> 2);
@@ -49,12 +49,13 @@ int32_t GrammarMatcher::Push(int32_t stack, Grammar::StateId to) {
 // Follows silent edges, calls and returns from `places`; the state of all places with byte edges.
 GrammarMatcher::StateId GrammarMatcher::Close(std::vector<Place> work) {
   Entry entry;
-  std::set<Place> seen(work.begin(), work.end());
+  std::unordered_set<uint64_t> seen;
+  for (const Place& place : work) seen.insert(Pair(place.state, place.stack));
   const auto add = [&](Grammar::StateId state, int32_t stack) {
     const int depth = frames_[static_cast<size_t>(stack)].depth;
     // A place that can not be left within the depth would be a dead end later.
     if (depth + grammar_->state(state).need > grammar_->max_depth()) return;
-    if (seen.insert({state, stack}).second) work.push_back({state, stack});
+    if (seen.insert(Pair(state, stack)).second) work.push_back({state, stack});
   };
   while (!work.empty()) {
     if (--work_left_ < 0) return kDead;
@@ -96,7 +97,8 @@ GrammarMatcher::StateId GrammarMatcher::Close(std::vector<Place> work) {
 GrammarMatcher::StateId GrammarMatcher::Make(StateId from, uint8_t byte) {
   std::vector<Place> next;
   const std::vector<Place>& places = entries_[static_cast<size_t>(from)].places;
-  work_left_ -= static_cast<int64_t>(places.size());
+  // Looking at a place is much less than closing one.
+  work_left_ -= 1 + static_cast<int64_t>(places.size() / 16);
   if (work_left_ < 0) return kDead;
   for (const Place& place : places) {
     const int depth = frames_[static_cast<size_t>(place.stack)].depth;

@@ -525,9 +525,9 @@ Status SchemaCompiler::AddObject(const Task& task) {
     return Wrong(Step(task.path, "required"), StrCat("is ", required->TypeName()),
                  "a list of names");
   static const Json kAny(true);
-  // Members that are named nowhere: any if "additionalProperties" says so, or if nothing is named
-  // at all. Leaving them out satisfies the schema in every case.
-  const bool are_named = properties != nullptr && !properties->as_object().empty();
+  // Members that are named nowhere: any if "additionalProperties" says so, or if there are no
+  // "properties" at all. Leaving them out satisfies the schema in every case.
+  const bool are_named = properties != nullptr;
   const bool forbidden = others != nullptr && *others == Json(false);
   const Json* other = forbidden           ? nullptr
                       : others != nullptr ? others

@@ -8,8 +8,8 @@
 namespace lserve {
 namespace {
 
-// About 0.1 s of making states: a grammar that needs more for one token is refused.
-constexpr int64_t kWorkPerMask = 3'000'000;
+// Some tenths of a second of making states: a grammar that needs more for one token is refused.
+constexpr int64_t kWorkPerMask = 1'000'000;
 // States and masks beyond these are dropped and found again when needed: some 30 MB and, with a
 // vocabulary of 128K, 16 MB.
 constexpr size_t kMaxStates = 100'000;

@@ -38,6 +38,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (Parses(json.value(), &chat)) {
     CheckBounds(chat.params);
     LS_CHECK(!chat.messages.as_array().empty());
+    LS_CHECK(chat.tools.tools.size() <= lserve::kMaxTools);
   }
   lserve::CompletionBody completion;
   if (Parses(json.value(), &completion)) {

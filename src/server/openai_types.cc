@@ -5,6 +5,7 @@
 
 #include "base/strings.h"
 #include "server/body_fields.h"
+#include "server/tool_fields.h"
 
 namespace lserve {
 namespace {
@@ -15,17 +16,17 @@ struct Unsupported {
   std::string_view instead;
 };
 constexpr Unsupported kUnsupported[] = {
-    {"tools", "describe the functions in the prompt and parse the answer"},
-    {"functions", "describe the functions in the prompt and parse the answer"},
+    {"functions", "use tools"},
+    {"function_call", "use tool_choice"},
     {"audio", "this server reads and writes text"},
     {"web_search_options", "this server has no access to the web"},
-    {"guided_json", "constrained output is not implemented"},
-    {"guided_regex", "constrained output is not implemented"},
-    {"guided_choice", "constrained output is not implemented"},
-    {"guided_grammar", "constrained output is not implemented"},
-    {"structured_outputs", "constrained output is not implemented"},
-    {"grammar", "constrained output is not implemented"},
-    {"json_schema", "constrained output is not implemented"},
+    {"guided_json", "use response_format"},
+    {"guided_regex", "use response_format with a schema that has a pattern"},
+    {"guided_choice", "use response_format with a schema that has an enum"},
+    {"guided_grammar", "use response_format with a schema"},
+    {"structured_outputs", "use response_format"},
+    {"grammar", "use response_format with a schema"},
+    {"json_schema", "use response_format"},
     {"use_beam_search", "ask for n choices instead"},
     {"length_penalty", "it belongs to beam search"},
     {"bad_words", "logit_bias forbids tokens"},
@@ -67,22 +68,9 @@ void RefuseUnsupported(BodyFields& fields) {
     const Json* value = fields.Find(name);
     if (value != nullptr && !AsksForNothing(*value)) fields.Fail(NotImplemented(name, instead));
   }
-  if (const Json* format = fields.Find("response_format")) {
-    const Json* type = format->Find("type");
-    if (type == nullptr || *type != Json("text")) {
-      fields.Fail(NotImplemented("response_format",
-                                 "only {\"type\":\"text\"}; ask for JSON in the prompt"));
-    }
-  }
   if (const Json* modalities = fields.Find("modalities")) {
     if (*modalities != Json(Json::Array{Json("text")})) {
       fields.Fail(NotImplemented("modalities", "only [\"text\"]"));
-    }
-  }
-  if (const Json* choice = fields.Find("tool_choice")) {
-    if (*choice != Json("none") && *choice != Json("auto")) {
-      fields.Fail(
-          NotImplemented("tool_choice", "only \"none\" and \"auto\", for there are no tools"));
     }
   }
   const Json* skip_special = fields.Find("skip_special_tokens");
@@ -156,6 +144,37 @@ void ReadSampling(BodyFields& fields, GenerationParams* out) {
   ReadLogitBias(fields, out);
 }
 
+void ReadFormat(BodyFields& fields, GenerationParams* out) {
+  const Json* format = fields.Find("response_format");
+  if (format == nullptr) return;
+  BodyFields inner(*format, "response_format.");
+  const std::string type = inner.String("type").value_or("");
+  if (type == "json_object") {
+    out->format.kind = OutputFormat::Kind::kJsonObject;
+  } else if (type == "json_schema") {
+    out->format.kind = OutputFormat::Kind::kJsonSchema;
+    out->format.where = "response_format.json_schema.schema";
+    const Json* named = inner.Find("json_schema");
+    const Json* schema = named == nullptr ? nullptr : named->Find("schema");
+    if (schema == nullptr) {
+      inner.Fail("json_schema",
+                 "response_format.json_schema.schema is missing, expected a JSON Schema");
+    } else {
+      out->format.schema = *schema;
+    }
+  } else if (type != "text" && inner.ok()) {
+    inner.Fail("type", StrCat("response_format.type is ", ShownValue(Json(type)),
+                              ", expected text, json_object or json_schema"));
+  }
+  if (inner.error()) fields.Fail(*inner.error());
+  const bool is_free = out->format.kind == OutputFormat::Kind::kText;
+  if (!is_free && (out->ignore_eos || out->min_tokens > 0)) {
+    fields.Fail("response_format",
+                "response_format is given beside ignore_eos or min_tokens, expected it alone: it "
+                "says where the answer ends");
+  }
+}
+
 void ReadParams(BodyFields& fields, GenerationParams* out) {
   out->model = fields.String("model").value_or("");
   out->stream = fields.Bool("stream").value_or(false);
@@ -178,6 +197,7 @@ void ReadParams(BodyFields& fields, GenerationParams* out) {
   out->stop_token_ids = fields.TokenIds("stop_token_ids", kMaxStopTokenIds);
   ReadSampling(fields, out);
   ReadSparse(fields, out);
+  ReadFormat(fields, out);
   RefuseUnsupported(fields);
 }
 
@@ -204,6 +224,40 @@ std::optional<std::string> ContentText(const Json* content, std::string* why) {
   return text;
 }
 
+// The calls that an assistant made earlier, their arguments as JSON: templates write them.
+std::optional<Json> ReadCalls(std::string_view role, const Json& calls, std::string* why) {
+  if (role != "assistant" || !calls.is_array() || calls.as_array().size() > kMaxTools) {
+    *why = StrCat("tool_calls is ", ShownValue(calls), " of the role ",
+                  ShownValue(Json(std::string(role))), ", expected a list of at most ", kMaxTools,
+                  " calls of the assistant");
+    return std::nullopt;
+  }
+  Json::Array read;
+  for (const Json& call : calls.as_array()) {
+    const Json* function = call.Find("function");
+    const Json* name = function == nullptr ? nullptr : function->Find("name");
+    const Json* arguments = function == nullptr ? nullptr : function->Find("arguments");
+    if (name == nullptr || !name->is_string() || !IsToolName(name->as_string()) ||
+        (arguments != nullptr && !arguments->is_string() && !arguments->is_object())) {
+      *why =
+          "tool_calls holds no {\"function\":{\"name\":...,\"arguments\":\"{...}\"}}, expected it";
+      return std::nullopt;
+    }
+    Json value = arguments == nullptr ? Json(Json::Object{}) : *arguments;
+    if (value.is_string()) {
+      // A model may have written what is no JSON: then the template gets the text.
+      Result<Json> parsed = ParseJson(value.as_string().empty() ? "{}" : value.as_string());
+      if (parsed.ok()) value = std::move(parsed).value();
+    }
+    const Json* id = call.Find("id");
+    read.emplace_back(Json::Object{
+        {"id", id == nullptr || !id->is_string() ? Json("") : *id},
+        {"type", Json("function")},
+        {"function", Json(Json::Object{{"name", *name}, {"arguments", std::move(value)}})}});
+  }
+  return Json(std::move(read));
+}
+
 std::optional<Json> ReadMessage(const Json& message, std::string* why) {
   const Json* role = message.Find("role");
   if (role == nullptr || !role->is_string()) {
@@ -214,19 +268,29 @@ std::optional<Json> ReadMessage(const Json& message, std::string* why) {
   std::string name = role->as_string();
   // OpenAI's newer name of the same thing, which the templates of open models do not know.
   if (name == "developer") name = "system";
-  if (name != "system" && name != "user" && name != "assistant") {
+  if (name != "system" && name != "user" && name != "assistant" && name != "tool") {
     *why = StrCat("role is ", ShownValue(*role),
-                  ", expected system, developer, user or assistant; tools are not implemented");
-    return std::nullopt;
-  }
-  const Json* calls = message.Find("tool_calls");
-  if (calls != nullptr && !AsksForNothing(*calls)) {
-    *why = "tool_calls are not implemented in this version; put the call into the content";
+                  ", expected system, developer, user, assistant or tool");
     return std::nullopt;
   }
   std::optional<std::string> text = ContentText(message.Find("content"), why);
   if (!text) return std::nullopt;
-  return Json(Json::Object{{"role", Json(std::move(name))}, {"content", Json(*std::move(text))}});
+  Json::Object read = {{"role", Json(name)}, {"content", Json(*std::move(text))}};
+  const Json* calls = message.Find("tool_calls");
+  if (calls != nullptr && !AsksForNothing(*calls)) {
+    std::optional<Json> list = ReadCalls(name, *calls, why);
+    if (!list) return std::nullopt;
+    read.emplace_back("tool_calls", *std::move(list));
+  }
+  const Json* call_id = message.Find("tool_call_id");
+  if (name == "tool") {
+    if (call_id == nullptr || !call_id->is_string()) {
+      *why = "tool_call_id is missing, expected the id of the call that this is the result of";
+      return std::nullopt;
+    }
+    read.emplace_back("tool_call_id", *call_id);
+  }
+  return Json(std::move(read));
 }
 
 void ReadChat(BodyFields& fields, ChatBody* out) {
@@ -263,6 +327,58 @@ void ReadChat(BodyFields& fields, ChatBody* out) {
     }
   }
   out->template_arguments = *arguments;
+}
+
+void ReadToolChoice(BodyFields& fields, ToolOptions* out) {
+  const Json* choice = fields.Find("tool_choice");
+  if (choice == nullptr) return;
+  if (*choice == Json("auto")) return;
+  if (*choice == Json("none")) {
+    out->choice = ToolOptions::Choice::kNone;
+    return;
+  }
+  const Json* function = choice->Find("function");
+  const Json* name = function == nullptr ? nullptr : function->Find("name");
+  const bool is_named = name != nullptr && name->is_string();
+  if (*choice != Json("required") && !is_named) {
+    return fields.Wrong("tool_choice", *choice,
+                        "\"none\", \"auto\", \"required\" or "
+                        "{\"type\":\"function\",\"function\":{\"name\":...}}");
+  }
+  out->choice = ToolOptions::Choice::kRequired;
+  if (is_named) out->only = name->as_string();
+  CheckToolChoice(fields, *out);
+}
+
+void ReadTools(BodyFields& fields, ToolOptions* out) {
+  out->parallel = fields.Bool("parallel_tool_calls").value_or(true);
+  const Json* tools = fields.Find("tools");
+  if (tools != nullptr && !tools->is_array()) return fields.Wrong("tools", *tools, "a list");
+  for (size_t i = 0; tools != nullptr && i < tools->as_array().size(); ++i) {
+    const Json& tool = tools->as_array()[i];
+    const std::string where = StrCat("tools[", i, "].");
+    BodyFields inner(tool, where);
+    const std::string type = inner.String("type").value_or("function");
+    const Json* function = inner.Find("function");
+    if (type != "function" || function == nullptr) {
+      return fields.Fail(StrCat("tools[", i, "]"),
+                         StrCat("tools[", i,
+                                "] is no function, expected "
+                                "{\"type\":\"function\",\"function\":{\"name\":...}}; this server "
+                                "runs no tools of its own"));
+    }
+    BodyFields named(*function, where + "function.");
+    const std::string name = named.String("name").value_or("");
+    const std::string description = named.String("description").value_or("");
+    AddTool(fields,
+            {name, description, function->Find("parameters"), where + "function.", "parameters"},
+            out);
+    for (const BodyFields* part : {&inner, &named}) {
+      if (part->error()) return fields.Fail(*part->error());
+    }
+    if (!fields.ok()) return;
+  }
+  ReadToolChoice(fields, out);
 }
 
 void ReadPrompts(BodyFields& fields, CompletionBody* out) {
@@ -315,6 +431,12 @@ std::optional<ApiError> ParseBody(const Json& json, ChatBody* out) {
   BodyFields fields(json);
   ReadChat(fields, out);
   ReadParams(fields, &out->params);
+  ReadTools(fields, &out->tools);
+  if (out->tools.enabled() && (out->params.ignore_eos || out->params.min_tokens > 0)) {
+    fields.Fail("tools",
+                "tools is given beside ignore_eos or min_tokens, expected it alone: a call says "
+                "where the answer ends");
+  }
   const bool wanted = fields.Bool("logprobs").value_or(false);
   const std::optional<int64_t> top = fields.Int("top_logprobs", 0, kMaxTopLogprobs);
   if (wanted) out->params.top_logprobs = static_cast<int>(top.value_or(0));

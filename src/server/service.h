@@ -15,7 +15,9 @@
 #include "server/exchange.h"
 #include "server/generation.h"
 #include "server/metrics.h"
+#include "server/openai_replies.h"
 #include "server/openai_types.h"
+#include "server/output_grammar.h"
 
 namespace lserve {
 
@@ -68,14 +70,17 @@ class Service {
   void Detokenize(const Call& call) const;
   void ApplyTemplate(const Call& call) const;
 
-  struct Prompt {
-    std::vector<int32_t> tokens;
-    std::string echo;
+  // What a generation needs beside its parameters.
+  struct Answering {
+    std::unique_ptr<ReplyFormat> format;
+    std::vector<std::vector<int32_t>> prompts;  // token ids
+    ToolStyle tool_style = ToolStyle::kDescribed;
+    ToolOptions tools = {};
   };
-  void Generate(const Call& call,
-                ReplyKind kind,
-                const GenerationParams& params,
-                std::vector<Prompt> prompts) const;
+  void Generate(const Call& call, const GenerationParams& params, Answering answering) const;
+  // The prompt of a conversation.
+  std::optional<ApiError> TokenizeChat(const ChatBody& body, std::vector<int32_t>* out) const;
+  std::string ModelName(const GenerationParams& params) const;
   std::optional<ApiError> MakeRequest(const GenerationParams& params,
                                       std::vector<int32_t> prompt,
                                       Request* out) const;
@@ -91,6 +96,8 @@ class Service {
   Metrics* const metrics_;
   const std::function<int64_t()> connections_;
   const int64_t started_at_;  // Unix seconds
+  const ToolStyle tool_style_;
+  mutable OutputGrammars grammars_;  // thread-safe
   std::atomic<bool> draining_ = false;
 };
 

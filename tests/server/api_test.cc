@@ -341,10 +341,6 @@ TEST_F(ApiTest, ErrorsNameTheFieldAndTheCode) {
   ExpectError(Ask(ChatJson("a", R"(,"temperature":-1)")), 400, "invalid_value", "temperature");
   ExpectError(Ask(ChatJson("a", R"(,"top_p":0)")), 400, "invalid_value");
   ExpectError(Ask(ChatJson("a", R"(,"logit_bias":{"99999":1})")), 400, "invalid_value");
-  ExpectError(Ask(ChatJson("a", R"(,"tools":[{"type":"function"}])")), 400, "unsupported_parameter",
-              "tools");
-  ExpectError(Ask(ChatJson("a", R"(,"response_format":{"type":"json_object"})")), 400,
-              "unsupported_parameter", "response_format");
   ExpectError(Ask(ChatJson("a", R"(,"chat_template":"{{x}}")")), 400, "unsupported_parameter",
               "chat_template");
   ExpectError(Ask(ChatJson("a", R"(,"chat_template_kwargs":{"messages":1})")), 400, "invalid_value",
