@@ -94,8 +94,9 @@ struct RequestEvent {
   std::optional<int32_t> token = {};  // drawn in this step
   std::string text = {};  // complete UTF-8 that may be shown now; empty without a tokenizer
   std::optional<FinishReason> finished = {};
-  Status error = {};        // with kError
-  RequestStats stats = {};  // final when finished
+  std::string stop_string = {};  // that ended the answer, if one did
+  Status error = {};             // with kError
+  RequestStats stats = {};       // final when finished
 };
 
 }  // namespace lserve

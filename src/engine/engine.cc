@@ -448,6 +448,7 @@ Status Engine::Impl::DrawToken(const Member& member, RequestEvent* event) {
     complete = sequence->request.constraint->complete();
   }
   const bool stop_text = !is_forced && sequence->text.has_value() && sequence->text->stopped();
+  if (stop_text) event->stop_string = sequence->text->stop_string();
   if (eos || stop_id || stop_text || complete) {
     Finish(sequence, FinishReason::kStop, event);
   } else if (static_cast<int64_t>(sequence->answer.size()) >= sequence->max_tokens) {

@@ -114,6 +114,7 @@ void Generation::OnEvent(JobEvent job_event) {
   }
   choice.stats = event.stats;
   choice.finished = event.finished;
+  choice.stop_string = event.stop_string;
   const std::vector<OutputPiece> pieces = ReadPieces(job_event.index, event);
   choice.characters += CountCharacters(event.text);
   if (setup_.stream && !event.token && !event.finished) {
@@ -127,7 +128,7 @@ void Generation::OnEvent(JobEvent job_event) {
     started_[job_event.index] = true;
     // Sent, so not needed again: an answer of 10^5 tokens with scores would hold them all.
     choice.scored.clear();
-    if (!setup_.format->needs_text()) choice.text.clear();
+    choice.text.clear();
   }
   if (event.finished && --open_ == 0) Complete();
 }

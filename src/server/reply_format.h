@@ -31,6 +31,7 @@ struct ChoiceState {
   int64_t characters = 0;  // of the text so far, sent ones included
   std::vector<ScoredToken> scored;
   std::optional<FinishReason> finished;
+  std::string stop_string;  // that ended it, if one did
   RequestStats stats;
 };
 
@@ -67,9 +68,6 @@ class ReplyFormat {
   virtual std::string Heartbeat() const = 0;
 
   virtual Json Error(const ApiError& error) const = 0;
-
-  // Whether Closing() wants the texts that Step() has sent.
-  virtual bool needs_text() const { return false; }
 };
 
 }  // namespace lserve

@@ -6,9 +6,13 @@
 
 #include "base/strings.h"
 #include "lserve/version.h"
+#include "server/anthropic_replies.h"
+#include "server/anthropic_types.h"
 #include "server/auth.h"
 #include "server/body_fields.h"
 #include "server/ids.h"
+#include "server/responses_replies.h"
+#include "server/responses_types.h"
 
 namespace lserve {
 namespace {
@@ -18,17 +22,15 @@ struct RouteInfo {
   std::string_view method;
 };
 constexpr RouteInfo kRoutes[] = {
-    {"/health", "GET"},          {"/ready", "GET"},     {"/version", "GET"},
-    {"/metrics", "GET"},         {"/v1/models", "GET"}, {"/v1/chat/completions", "POST"},
-    {"/v1/completions", "POST"}, {"/tokenize", "POST"}, {"/detokenize", "POST"},
-    {"/apply-template", "POST"},
+    {"/health", "GET"},          {"/ready", "GET"},        {"/version", "GET"},
+    {"/metrics", "GET"},         {"/v1/models", "GET"},    {"/v1/chat/completions", "POST"},
+    {"/v1/completions", "POST"}, {"/tokenize", "POST"},    {"/detokenize", "POST"},
+    {"/apply-template", "POST"}, {"/v1/messages", "POST"}, {"/v1/messages/count_tokens", "POST"},
+    {"/v1/responses", "POST"},
 };
 constexpr std::string_view kModelPrefix = "/v1/models/";
 // What peers have and this server does not: said by name, so that nobody looks for a typing error.
-constexpr std::string_view kNotImplemented[] = {"/v1/responses",
-                                                "/v1/messages",
-                                                "/v1/messages/count_tokens",
-                                                "/v1/embeddings",
+constexpr std::string_view kNotImplemented[] = {"/v1/embeddings",
                                                 "/v1/audio/speech",
                                                 "/v1/audio/transcriptions",
                                                 "/v1/images/generations",
@@ -116,9 +118,14 @@ ApiError FromRefusal(const Refusal& refusal) {
   return error;
 }
 
-// Parses the body of a POST into one of the structs of openai_types.h.
-template <class Body>
-std::optional<ApiError> ReadBody(const HttpRequest& request, Body* out) {
+// The protocol of a path: its errors look different.
+bool IsAnthropic(std::string_view path) {
+  return path == "/v1/messages" || path.starts_with("/v1/messages/");
+}
+
+// Reads the body of a POST with one of the parsers of bodies.
+template <class Parse>
+std::optional<ApiError> ReadBodyWith(const HttpRequest& request, const Parse& parse) {
   if (!IsJsonType(request.Header("content-type"))) {
     // Also keeps pages of other sites out, which may send text/plain without asking first.
     return ApiError{.http_status = 415,
@@ -129,7 +136,11 @@ std::optional<ApiError> ReadBody(const HttpRequest& request, Body* out) {
   }
   Result<Json> json = ParseJson(request.body);
   if (!json.ok()) return ApiError{.message = json.status().message(), .code = "invalid_json"};
-  return ParseBody(json.value(), out);
+  return parse(json.value());
+}
+template <class Body>
+std::optional<ApiError> ReadBody(const HttpRequest& request, Body* out) {
+  return ReadBodyWith(request, [&](const Json& json) { return ParseBody(json, out); });
 }
 
 }  // namespace
@@ -162,9 +173,10 @@ void Service::SendError(const Call& call, const ApiError& error) {
   // openai's clients would try again what can never work.
   if (error.http_status == 501) headers.emplace_back("x-should-retry", "false");
   call.exchange->Note("error", error.code);
-  call.exchange->Respond({.status = error.http_status,
-                          .body = WriteJson(error.ToJson()),
-                          .headers = std::move(headers)});
+  const bool is_anthropic = IsAnthropic(call.request().path);
+  const Json body = is_anthropic ? AnthropicErrorJson(error) : error.ToJson();
+  call.exchange->Respond(
+      {.status = error.http_status, .body = WriteJson(body), .headers = std::move(headers)});
 }
 
 void Service::Handle(const std::shared_ptr<Exchange>& exchange) const {
@@ -235,6 +247,9 @@ void Service::Route(const Call& call) const {
   if (path == "/v1/models") return Models(call, "");
   if (path == "/v1/chat/completions") return Chat(call);
   if (path == "/v1/completions") return Completions(call);
+  if (path == "/v1/messages") return Messages(call);
+  if (path == "/v1/messages/count_tokens") return CountTokens(call);
+  if (path == "/v1/responses") return Responses(call);
   if (path == "/tokenize") return Tokenize(call);
   if (path == "/detokenize") return Detokenize(call);
   return ApplyTemplate(call);
@@ -308,20 +323,53 @@ void Service::Chat(const Call& call) const {
   ChatBody body;
   if (const auto error = ReadBody(call.request(), &body)) return SendError(call, *error);
   if (const auto error = CheckModel(body.params.model)) return SendError(call, *error);
+  auto format = MakeOpenAiReplies({.kind = ReplyKind::kChat,
+                                   .id = RandomName("chatcmpl-"),
+                                   .created = UnixSeconds(),
+                                   .model = ModelName(body.params),
+                                   .include_usage = body.params.include_usage,
+                                   .return_progress = body.params.return_progress,
+                                   .scores = body.params.top_logprobs.has_value()},
+                                  *engine_->engine().tokenizer());
+  Converse(call, std::move(body), std::move(format));
+}
+
+void Service::Converse(const Call& call, ChatBody body, std::unique_ptr<ReplyFormat> format) const {
   Answering answering;
   answering.prompts.resize(1);
   if (const auto error = TokenizeChat(body, &answering.prompts[0])) return SendError(call, *error);
+  answering.format = std::move(format);
   answering.tool_style = tool_style_;
   answering.tools = std::move(body.tools);
-  answering.format = MakeOpenAiReplies({.kind = ReplyKind::kChat,
-                                        .id = RandomName("chatcmpl-"),
-                                        .created = UnixSeconds(),
-                                        .model = ModelName(body.params),
-                                        .include_usage = body.params.include_usage,
-                                        .return_progress = body.params.return_progress,
-                                        .scores = body.params.top_logprobs.has_value()},
-                                       *engine_->engine().tokenizer());
   Generate(call, body.params, std::move(answering));
+}
+
+void Service::Messages(const Call& call) const {
+  ChatBody body;
+  const auto parse = [&](const Json& json) { return ParseMessagesBody(json, false, &body); };
+  if (const auto error = ReadBodyWith(call.request(), parse)) return SendError(call, *error);
+  if (const auto error = CheckModel(body.params.model)) return SendError(call, *error);
+  auto format = MakeAnthropicReplies(ModelName(body.params));
+  Converse(call, std::move(body), std::move(format));
+}
+
+void Service::CountTokens(const Call& call) const {
+  ChatBody body;
+  const auto parse = [&](const Json& json) { return ParseMessagesBody(json, true, &body); };
+  if (const auto error = ReadBodyWith(call.request(), parse)) return SendError(call, *error);
+  if (const auto error = CheckModel(body.params.model)) return SendError(call, *error);
+  std::vector<int32_t> tokens;
+  if (const auto error = TokenizeChat(body, &tokens)) return SendError(call, *error);
+  Send(call, Json(Json::Object{{"input_tokens", Json(static_cast<int64_t>(tokens.size()))}}));
+}
+
+void Service::Responses(const Call& call) const {
+  ChatBody body;
+  const auto parse = [&](const Json& json) { return ParseResponsesBody(json, &body); };
+  if (const auto error = ReadBodyWith(call.request(), parse)) return SendError(call, *error);
+  if (const auto error = CheckModel(body.params.model)) return SendError(call, *error);
+  auto format = MakeResponsesReplies(ModelName(body.params), body);
+  Converse(call, std::move(body), std::move(format));
 }
 
 std::optional<ApiError> Service::TokenizeChat(const ChatBody& body,

@@ -66,6 +66,9 @@ class Service {
   void Models(const Call& call, std::string_view id) const;
   void Chat(const Call& call) const;
   void Completions(const Call& call) const;
+  void Messages(const Call& call) const;  // Anthropic's
+  void CountTokens(const Call& call) const;
+  void Responses(const Call& call) const;
   void Tokenize(const Call& call) const;
   void Detokenize(const Call& call) const;
   void ApplyTemplate(const Call& call) const;
@@ -78,6 +81,8 @@ class Service {
     ToolOptions tools = {};
   };
   void Generate(const Call& call, const GenerationParams& params, Answering answering) const;
+  // The answer to a conversation, said by `format`.
+  void Converse(const Call& call, ChatBody body, std::unique_ptr<ReplyFormat> format) const;
   // The prompt of a conversation.
   std::optional<ApiError> TokenizeChat(const ChatBody& body, std::vector<int32_t>* out) const;
   std::string ModelName(const GenerationParams& params) const;
