@@ -94,8 +94,10 @@ Status AddCalls(Assembly& assembly,
     builder.AddLiteral(finish, closing, after);
   }
   builder.AddSilent(after, end);
-  // A bare call is the whole answer.
-  if (!tools.parallel || style == ToolStyle::kBareJson) return Status();
+  // A bare call is the whole answer; and whoever names a tool wants one call of it, where a model
+  // that may not stop would go on calling.
+  const bool is_single = !tools.parallel || !tools.only.empty() || style == ToolStyle::kBareJson;
+  if (is_single) return Status();
   builder.AddLiteral(after, "\n", skipped > 0 ? again : from);
   return Status();
 }

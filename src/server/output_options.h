@@ -37,7 +37,7 @@ struct ToolOptions {
   };
   std::vector<Tool> tools;  // empty: the request has none
   Choice choice = Choice::kAuto;
-  std::string only = {};  // with kRequired: this one; empty: any
+  std::string only = {};  // with kRequired: this one, once; empty: any
   bool parallel = true;   // several calls in one answer
 
   bool enabled() const { return !tools.empty() && choice != Choice::kNone; }
