@@ -16,7 +16,11 @@ void AddListenFlags(FlagSet& flags, ServeOptions& out) {
   flags.Text("--host", out.server.address.host, "ADDRESS",
              "127.0.0.1: this machine only; 0.0.0.0: every network, so give an API key");
   flags.Integer("--port", out.server.address.port, 0, "PORT", "0: any free one");
-  flags.Text("--uds", out.uds, "FILE", "listen on this Unix socket instead");
+  flags.Text("--uds,--unix-socket", out.uds, "FILE", "listen on this Unix socket instead");
+  flags.Text("--tls-cert,--ssl-certfile,--ssl-cert-file", out.server.address.tls_certificate,
+             "FILE", "speak TLS with this certificate (PEM, the chain after it)");
+  flags.Text("--tls-key,--ssl-keyfile,--ssl-key-file", out.server.address.tls_key, "FILE",
+             "its key (PEM, without a passphrase)");
   flags.Texts("--served-model-name,--alias,-a", out.server.service.served_model_names, "NAME",
               "what clients call the model; several are allowed, the first is in /v1/models first. "
               "Default: the directory's name");
@@ -74,10 +78,9 @@ void AddForeignFlags(FlagSet& flags, ServeOptions& out) {
       "--enable-chunked-prefill,--enable-prompt-tokens-details,--jinja,"
       "--enable-auto-tool-choice",
       out.ignored, "accepted: on anyhow, or of no use here");
-  flags.NoEffect("--tool-call-parser,--reasoning-parser", "NAME", "tools are not implemented");
+  flags.NoEffect("--tool-call-parser", "NAME", "the chat template says how the model writes calls");
+  flags.NoEffect("--reasoning-parser", "NAME", "what a model thinks is part of its text");
   flags.Refused("--tensor-parallel-size,--tp", true, "this version computes on one device");
-  flags.Refused("--ssl-keyfile,--ssl-key-file", true, "put a TLS proxy in front");
-  flags.Refused("--ssl-certfile,--ssl-cert-file", true, "put a TLS proxy in front");
   flags.Refused("--admin-api-key", true, "there are no admin endpoints");
   flags.Refused("--config", true, "options are given on the command line");
   flags.Refused("--chat-template", true, "the checkpoint's own template is used");

@@ -192,9 +192,9 @@ class ResponsesReplies : public ReplyFormat {
     item_id_ = RandomName("msg_");
     open_ = Open::kText;
     text_.clear();
-    std::string out = Event(
-        "response.output_item.added",
-        {{"output_index", Index()}, {"item", MessageItem(item_id_, "", "in_progress")}});
+    std::string out =
+        Event("response.output_item.added",
+              {{"output_index", Index()}, {"item", MessageItem(item_id_, "", "in_progress")}});
     out += ItemEvent("response.content_part.added",
                      {{"content_index", Json(0)}, {"part", TextPart("")}});
     return out;
