@@ -51,6 +51,9 @@ struct Request {
   // requests that start with the same tokens; with block-sparse prefill up to the last whole tile
   // of 128. 0: keeps nothing.
   int64_t keep_prefix = 0;
+  // Only requests with the same salt share prefixes, so that nobody can find out by the time to
+  // the first token what others have asked.
+  std::string cache_salt;
   // If not empty, the answer's tokens: nothing is drawn, penalties and stops are off, and the
   // answer ends with the last of them. Each is still computed by a decode step, so that
   // on_token_logits shows what decode says about a known text.

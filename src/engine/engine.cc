@@ -397,7 +397,8 @@ void Engine::Impl::AfterForward(const Member& member) {
   if (!member.decodes && sequence->request.keep_prefix > 0 &&
       done == ResumePosition(sequence->attention, sequence->request.keep_prefix)) {
     const auto begin = sequence->request.prompt.begin();
-    prefixes_.Add(std::vector<int32_t>(begin, begin + done), sequence->attention, cache.Fork(done));
+    prefixes_.Add(std::vector<int32_t>(begin, begin + done), sequence->attention,
+                  sequence->request.cache_salt, cache.Fork(done));
   }
   const int64_t keep_from = StreamingKeepFrom(sequence->attention, done, sequence->in_prompt());
   if (keep_from > 0) cache.TrimStreaming(StreamingSinkEnd(sequence->attention), keep_from);

@@ -30,6 +30,7 @@ void GrammarMatcher::Reset() {
   by_hash_.clear();
   frame_ids_.clear();
   frames_.assign(1, {});
+  num_places_ = 0;
   work_left_ = kWorkOfStart;
   const Grammar::StateId start = grammar_->rule(grammar_->root()).start;
   if (Close({{start, 0}}) == kDead) {
@@ -87,7 +88,12 @@ GrammarMatcher::StateId GrammarMatcher::Close(std::vector<Place> work) {
     const Entry& known = entries_[static_cast<size_t>(it->second)];
     if (known.accepts == entry.accepts && known.places == entry.places) return it->second;
   }
+  if (bytes() > kMaxBytes) {
+    work_left_ = -1;
+    return kDead;
+  }
   const StateId id = static_cast<StateId>(entries_.size());
+  num_places_ += entry.places.size();
   by_hash_.emplace(hash, id);
   entries_.push_back(std::move(entry));
   table_.resize(table_.size() + classes_, kUnknown);

@@ -33,7 +33,11 @@ class GrammarMatcher {
     return !entries_[static_cast<size_t>(state)].places.empty();
   }
 
-  size_t num_states() const { return entries_.size(); }
+  // Of the states made so far; at most kMaxBytes, and then exhausted() as well.
+  size_t bytes() const {
+    return (table_.size() + frames_.size() * 8 + num_places_ * 2) * sizeof(int32_t);
+  }
+  static constexpr size_t kMaxBytes = size_t{64} << 20;
   // Forgets all states but the first. The caller's ids are void.
   void Reset();
   // How many places may still be visited to make states. A grammar can be so ambiguous that one
@@ -72,6 +76,7 @@ class GrammarMatcher {
   std::unordered_multimap<uint64_t, StateId> by_hash_;
   std::vector<Frame> frames_;
   std::unordered_map<uint64_t, int32_t> frame_ids_;  // (to, below) -> frame
+  size_t num_places_ = 0;  // of all entries
   int64_t work_left_ = 0;
 };
 

@@ -10,10 +10,10 @@ namespace {
 
 // Some tenths of a second of making states: a grammar that needs more for one token is refused.
 constexpr int64_t kWorkPerMask = 1'000'000;
-// States and masks beyond these are dropped and found again when needed: some 30 MB and, with a
-// vocabulary of 128K, 16 MB.
-constexpr size_t kMaxStates = 100'000;
-constexpr size_t kMaxMasks = 1024;
+// States and masks beyond these are dropped and found again when needed. With a vocabulary of 128K,
+// the masks are 8 MB.
+constexpr size_t kMaxStateBytes = size_t{8} << 20;
+constexpr size_t kMaxMasks = 512;
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 Status TooAmbiguous() {
@@ -56,7 +56,7 @@ GrammarMatcher::StateId TokenMasker::Find(Position& position) {
 
 void TokenMasker::DropIfFull() {
   if (masks_.size() >= kMaxMasks) masks_.clear();
-  if (matcher_.num_states() < kMaxStates) return;
+  if (matcher_.bytes() < kMaxStateBytes) return;
   matcher_.Reset();
   masks_.clear();
   ++epoch_;

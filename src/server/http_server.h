@@ -1,6 +1,6 @@
 // HttpServer: HTTP/1.1 over TCP, with TLS if wanted, or a Unix socket (Boost.Beast and Asio, in
-// http_server.cc and what it alone includes). It limits what a client can take: connections, header,
-// body, time. It knows no route and no JSON but that of its own errors. Used by Server.
+// http_server.cc and what it alone includes). It limits what a client can take: connections,
+// header, body, time. It knows no route and no JSON but that of its own errors. Used by Server.
 #pragma once
 
 #include <cstdint>

@@ -36,7 +36,6 @@ constexpr Unsupported kUnsupported[] = {
     {"continue_final_message", "use /v1/completions with the rendered prompt"},
     {"chat_template", "templates from requests are refused; the model's own one is used"},
     {"documents", "put the documents into a message"},
-    {"cache_salt", "run one server per tenant to keep prefix caches apart"},
     {"suffix", "put the text after the gap into the prompt"},
     {"typical_p", "use top_p or min_p"},
     {"mirostat", "use temperature and top_p"},
@@ -109,6 +108,7 @@ void ReadParams(BodyFields& fields, GenerationParams* out) {
   out->stop_token_ids = fields.TokenIds("stop_token_ids", kMaxStopTokenIds);
   ReadSampling(fields, out);
   ReadSparse(fields, out);
+  ReadCacheSalt(fields, out);
   ReadFormat(fields, out);
   RefuseUnsupported(fields);
 }

@@ -22,6 +22,7 @@ inline constexpr int kMaxChoices = 16;
 inline constexpr size_t kMaxPrompts = 64;
 inline constexpr size_t kMaxStops = 16;
 inline constexpr size_t kMaxStopBytes = 1024;
+inline constexpr size_t kMaxCacheSaltBytes = 256;
 inline constexpr size_t kMaxStopTokenIds = 256;
 inline constexpr size_t kMaxLogitBias = 1024;
 inline constexpr int kMaxTopLogprobs = 20;
@@ -53,7 +54,8 @@ struct GenerationParams {
   std::optional<int64_t> seed;
   std::vector<std::pair<int32_t, float>> logit_bias;
 
-  OutputFormat format;  // response_format
+  OutputFormat format;     // response_format
+  std::string cache_salt;  // shares prefixes with requests of the same salt only
 
   // "sparse": {"attention": ..., "token_budget": ...}
   std::optional<AttentionMode> attention;

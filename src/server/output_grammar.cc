@@ -11,7 +11,7 @@
 namespace lserve {
 namespace {
 
-constexpr size_t kMaxKnown = 32;
+constexpr size_t kMaxKnown = 16;  // of at most some 20 MB, while they rest
 using StateId = Grammar::StateId;
 using RuleId = Grammar::RuleId;
 

@@ -22,10 +22,19 @@ struct RouteInfo {
   std::string_view method;
 };
 constexpr RouteInfo kRoutes[] = {
-    {"/health", "GET"},          {"/ready", "GET"},        {"/version", "GET"},
-    {"/metrics", "GET"},         {"/v1/models", "GET"},    {"/v1/chat/completions", "POST"},
-    {"/v1/completions", "POST"}, {"/tokenize", "POST"},    {"/detokenize", "POST"},
-    {"/apply-template", "POST"}, {"/v1/messages", "POST"}, {"/v1/messages/count_tokens", "POST"},
+    {"/health", "GET"},
+    {"/ready", "GET"},
+    {"/version", "GET"},
+    {"/metrics", "GET"},
+    {"/v1/models", "GET"},
+    {"/v1/chat/completions", "POST"},
+    {"/v1/completions", "POST"},
+    {"/tokenize", "POST"},
+    {"/detokenize", "POST"},
+    {"/apply-template", "POST"},
+    {"/reset_prefix_cache", "POST"},
+    {"/v1/messages", "POST"},
+    {"/v1/messages/count_tokens", "POST"},
     {"/v1/responses", "POST"},
 };
 constexpr std::string_view kModelPrefix = "/v1/models/";
@@ -123,6 +132,11 @@ bool IsAnthropic(std::string_view path) {
   return path == "/v1/messages" || path.starts_with("/v1/messages/");
 }
 
+// What changes the server for everybody: an admin's key opens it, no other, and without one nobody.
+bool IsAdmin(std::string_view path) {
+  return path == "/reset_prefix_cache";
+}
+
 // Reads the body of a POST with one of the parsers of bodies.
 template <class Parse>
 std::optional<ApiError> ReadBodyWith(const HttpRequest& request, const Parse& parse) {
@@ -193,8 +207,7 @@ void Service::Handle(const std::shared_ptr<Exchange>& exchange) const {
     }
     return exchange->Respond({.status = 204, .headers = call.headers});
   }
-  if (!config_.api_keys.empty() && !IsPublic(request.path) &&
-      !IsKnownKey(PresentedKey(request), config_.api_keys)) {
+  if (!MayAsk(request)) {
     call.headers.emplace_back("WWW-Authenticate", "Bearer");
     return SendError(
         call,
@@ -203,6 +216,14 @@ void Service::Handle(const std::shared_ptr<Exchange>& exchange) const {
          .code = "invalid_api_key"});
   }
   Route(call);
+}
+
+bool Service::MayAsk(const HttpRequest& request) const {
+  if (IsPublic(request.path)) return true;
+  const std::string_view key = PresentedKey(request);
+  if (IsKnownKey(key, config_.admin_keys)) return true;
+  return IsAdmin(request.path) ? false
+                               : config_.api_keys.empty() || IsKnownKey(key, config_.api_keys);
 }
 
 void Service::Route(const Call& call) const {
@@ -247,6 +268,7 @@ void Service::Route(const Call& call) const {
   if (path == "/v1/models") return Models(call, "");
   if (path == "/v1/chat/completions") return Chat(call);
   if (path == "/v1/completions") return Completions(call);
+  if (path == "/reset_prefix_cache") return ResetPrefixCache(call);
   if (path == "/v1/messages") return Messages(call);
   if (path == "/v1/messages/count_tokens") return CountTokens(call);
   if (path == "/v1/responses") return Responses(call);
@@ -274,6 +296,11 @@ void Service::Ready(const Call& call) const {
        Json(Json::Object{{"status", Json(status)},
                          {"seconds_since_last_step", Json(engine.seconds_since_last_step)}}),
        why.empty() ? 200 : 503);
+}
+
+void Service::ResetPrefixCache(const Call& call) const {
+  engine_->DropPrefixes();
+  Send(call, Json(Json::Object{{"status", Json("ok")}}));
 }
 
 Json Service::ModelJson(const std::string& name) const {
@@ -446,6 +473,7 @@ std::optional<ApiError> Service::MakeRequest(const GenerationParams& params,
   request.ignore_eos = params.ignore_eos;
   request.stop = params.stop;
   request.stop_token_ids = params.stop_token_ids;
+  request.cache_salt = params.cache_salt;
   if (params.attention || params.token_budget) {
     AttentionSettings attention = engine.config().attention;
     attention.mode = params.attention.value_or(attention.mode);

@@ -25,6 +25,7 @@ struct ServiceConfig {
   // What clients call the model; the first is what replies say. Never empty.
   std::vector<std::string> served_model_names;
   std::vector<std::string> api_keys;         // empty: anybody may ask
+  std::vector<std::string> admin_keys;       // open admin routes as well; empty: those are closed
   std::vector<std::string> allowed_origins;  // CORS; "*": every page
   SamplingParams default_sampling;
   // Of a request that gives none; cut to what the context and the cache leave.
@@ -60,9 +61,11 @@ class Service {
     const HttpRequest& request() const { return exchange->request(); }
   };
 
+  bool MayAsk(const HttpRequest& request) const;
   void Route(const Call& call) const;
   void Health(const Call& call) const;
   void Ready(const Call& call) const;
+  void ResetPrefixCache(const Call& call) const;
   void Models(const Call& call, std::string_view id) const;
   void Chat(const Call& call) const;
   void Completions(const Call& call) const;

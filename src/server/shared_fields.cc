@@ -118,6 +118,13 @@ std::optional<std::string> ContentText(const Json* content, std::string* why) {
   return text;
 }
 
+void ReadCacheSalt(BodyFields& fields, GenerationParams* out) {
+  out->cache_salt = fields.String("cache_salt").value_or("");
+  if (out->cache_salt.size() <= kMaxCacheSaltBytes) return;
+  fields.Fail("cache_salt", StrCat("cache_salt has ", out->cache_salt.size(),
+                                   " bytes, expected at most ", kMaxCacheSaltBytes));
+}
+
 void CheckEndsItself(BodyFields& fields, const char* name, const GenerationParams& params) {
   if (!params.ignore_eos && params.min_tokens == 0) return;
   fields.Fail(name, StrCat(name,
