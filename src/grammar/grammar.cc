@@ -164,7 +164,7 @@ void GrammarBuilder::ComputeClasses() {
   }
   int current = -1;
   for (size_t byte = 0; byte < 256; ++byte) {
-    if (cuts[byte]) grammar_.members_[static_cast<size_t>(++current)] = static_cast<uint8_t>(byte);
+    if (cuts[byte]) ++current;
     grammar_.classes_[byte] = static_cast<uint8_t>(current);
   }
   grammar_.num_classes_ = current + 1;

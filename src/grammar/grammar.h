@@ -51,11 +51,9 @@ class Grammar {
   const Rule& rule(RuleId id) const { return rules_[static_cast<size_t>(id)]; }
   RuleId root() const { return root_; }
   int max_depth() const { return max_depth_; }
-  size_t num_states() const { return states_.size(); }
   // Bytes that no edge tells apart share a class.
   int num_classes() const { return num_classes_; }
   int class_of(uint8_t byte) const { return classes_[byte]; }
-  uint8_t byte_of(int byte_class) const { return members_[static_cast<size_t>(byte_class)]; }
 
  private:
   friend class GrammarBuilder;
@@ -64,7 +62,6 @@ class Grammar {
   RuleId root_ = 0;
   int max_depth_ = 0;
   std::array<uint8_t, 256> classes_ = {};
-  std::array<uint8_t, 256> members_ = {};  // one byte of each class
   int num_classes_ = 0;
 };
 

@@ -76,7 +76,7 @@ class GrammarMatcher {
   std::unordered_multimap<uint64_t, StateId> by_hash_;
   std::vector<Frame> frames_;
   std::unordered_map<uint64_t, int32_t> frame_ids_;  // (to, below) -> frame
-  size_t num_places_ = 0;  // of all entries
+  size_t num_places_ = 0;                            // of all entries
   int64_t work_left_ = 0;
 };
 
