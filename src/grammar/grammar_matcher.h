@@ -51,7 +51,10 @@ class GrammarMatcher {
   struct Place {
     Grammar::StateId state = 0;
     int32_t stack = 0;
-    auto operator<=>(const Place&) const = default;
+    bool operator==(const Place&) const = default;
+    bool operator<(const Place& other) const {
+      return state != other.state ? state < other.state : stack < other.stack;
+    }
   };
   // A stack is a list that shares its tail with others; 0 is empty.
   struct Frame {
