@@ -653,7 +653,11 @@ std::vector<std::shared_ptr<Connection>> HttpServer::Impl::AllConnections() cons
 
 HttpServer::HttpServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 HttpServer::~HttpServer() {
-  Stop();
+  try {
+    Stop();
+  } catch (...) {
+    // A lock or a thread that the system refuses, at the very end: nobody is left to be told.
+  }
 }
 
 Result<std::unique_ptr<HttpServer>> HttpServer::Listen(const HttpAddress& address,
