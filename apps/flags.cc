@@ -340,6 +340,15 @@ Json FlagSet::Effective() const {
   return Json(std::move(object));
 }
 
+std::vector<std::string> FlagSet::NamesOf(const std::string& flag) const {
+  std::vector<std::string> names;
+  const CLI::Option* option = app_.get_option_no_throw(flag);
+  if (option == nullptr) return names;
+  for (const std::string& name : option->get_lnames()) names.push_back("--" + name);
+  for (const std::string& name : option->get_snames()) names.push_back("-" + name);
+  return names;
+}
+
 std::string FlagSet::Closest(std::string_view flag) const {
   std::string best;
   size_t best_distance = flag.size() / 3 + 1;  // a typo, not another word

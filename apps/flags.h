@@ -111,6 +111,8 @@ class FlagSet {
   // The same command line with the values of Texts and Integers options told apart: `--stop a b` is
   // `--stop a --stop b`. CLI11's own lists would unpack a value such as "[INST]".
   std::vector<std::string> OneValueEach(const std::vector<std::string>& arguments) const;
+  // All names of the option that has the name `flag`, with their dashes; empty if none has.
+  std::vector<std::string> NamesOf(const std::string& flag) const;
   // The known name that is closest to `flag`, or "".
   std::string Closest(std::string_view flag) const;
 

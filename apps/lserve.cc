@@ -15,6 +15,7 @@
 
 #include "apps/bench_command.h"
 #include "apps/calibrate_command.h"
+#include "apps/config_file.h"
 #include "apps/console.h"
 #include "apps/eval_command.h"
 #include "apps/inspect_command.h"
@@ -367,7 +368,13 @@ int Main(const std::vector<std::string>& arguments) {
         ExpandShortName(is_empty ? argument.substr(0, argument.size() - 1) : argument));
     if (is_empty) expanded.emplace_back();
   }
-  if (const FlagSet* flags = FlagsOf(line, arguments)) expanded = flags->OneValueEach(expanded);
+  if (const FlagSet* flags = FlagsOf(line, arguments)) {
+    expanded = flags->OneValueEach(expanded);
+    if (arguments[0] == "serve") {
+      if (const Status status = ExpandConfigFile(*flags, &expanded); !status.ok())
+        return ReportUsage(status.message());
+    }
+  }
   std::reverse(expanded.begin(), expanded.end());  // as CLI11 wants it
   try {
     line.app.parse(expanded);

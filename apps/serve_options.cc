@@ -16,7 +16,11 @@ void AddListenFlags(FlagSet& flags, ServeOptions& out) {
   flags.Text("--host", out.server.address.host, "ADDRESS",
              "127.0.0.1: this machine only; 0.0.0.0: every network, so give an API key");
   flags.Integer("--port", out.server.address.port, 0, "PORT", "0: any free one");
-  flags.Text("--uds", out.uds, "FILE", "listen on this Unix socket instead");
+  flags.Text("--uds,--unix-socket", out.uds, "FILE", "listen on this Unix socket instead");
+  flags.Text("--tls-cert,--ssl-certfile,--ssl-cert-file", out.server.address.tls_certificate,
+             "FILE", "speak TLS with this certificate (PEM, the chain after it)");
+  flags.Text("--tls-key,--ssl-keyfile,--ssl-key-file", out.server.address.tls_key, "FILE",
+             "its key (PEM, without a passphrase)");
   flags.Texts("--served-model-name,--alias,-a", out.server.service.served_model_names, "NAME",
               "what clients call the model; several are allowed, the first is in /v1/models first. "
               "Default: the directory's name");
@@ -24,6 +28,9 @@ void AddListenFlags(FlagSet& flags, ServeOptions& out) {
               "who may ask; several are allowed. Others can read a command line: rather use "
               "--api-key-file or the variable LSERVE_API_KEY");
   flags.Text("--api-key-file", out.api_key_file, "FILE", "a key per line; # begins a comment");
+  flags.Text("--admin-key-file", out.admin_key_file, "FILE",
+             "the same for POST /reset_prefix_cache, which no other key opens, and nobody without "
+             "this file or the variable LSERVE_ADMIN_KEY");
   flags.Texts("--allowed-origins,--cors-origins", out.server.service.allowed_origins, "ORIGIN",
               "web pages that may ask from a browser, as https://chat.example.org; *: all. "
               "Default: none");
@@ -63,6 +70,8 @@ void AddAnswerFlags(FlagSet& flags, ServeOptions& out) {
                "compute every prompt from its first token on");
   flags.Switch("--no-access-log", out.no_access_log,
                "no JSON line per request on stderr (it never holds prompts or answers)");
+  flags.Text("--config", out.config_file, "FILE",
+             "options as a JSON object, as --print-config writes it; the command line wins");
   flags.Switch("--print-config", out.print_config,
                "print the options in effect as JSON, and do nothing else");
 }
@@ -74,15 +83,31 @@ void AddForeignFlags(FlagSet& flags, ServeOptions& out) {
       "--enable-chunked-prefill,--enable-prompt-tokens-details,--jinja,"
       "--enable-auto-tool-choice",
       out.ignored, "accepted: on anyhow, or of no use here");
-  flags.NoEffect("--tool-call-parser,--reasoning-parser", "NAME", "tools are not implemented");
+  flags.NoEffect("--tool-call-parser", "NAME", "the chat template says how the model writes calls");
+  flags.NoEffect("--reasoning-parser", "NAME", "what a model thinks is part of its text");
   flags.Refused("--tensor-parallel-size,--tp", true, "this version computes on one device");
-  flags.Refused("--ssl-keyfile,--ssl-key-file", true, "put a TLS proxy in front");
-  flags.Refused("--ssl-certfile,--ssl-cert-file", true, "put a TLS proxy in front");
-  flags.Refused("--admin-api-key", true, "there are no admin endpoints");
-  flags.Refused("--config", true, "options are given on the command line");
+  flags.Refused("--admin-api-key", true,
+                "others can read a command line; use --admin-key-file or LSERVE_ADMIN_KEY");
   flags.Refused("--chat-template", true, "the checkpoint's own template is used");
   flags.Refused("--kv-offloading-size,--cache-ram", true, "the KV cache has one tier");
   flags.Refused("--slot-save-path", true, "prefixes stay in memory");
+}
+
+Status ReadKeyFile(const std::string& file, std::vector<std::string>& keys) {
+  const std::string text = LS_TRY(ReadTextStream(file));
+  const size_t before = keys.size();
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = std::min(text.find('\n', at), text.size());
+    std::string line = text.substr(at, end - at);
+    at = end + 1;
+    line.erase(0, std::min(line.find_first_not_of(" \t\r"), line.size()));
+    line.erase(line.find_last_not_of(" \t\r") + 1);
+    if (!line.empty() && line[0] != '#') keys.push_back(std::move(line));
+  }
+  if (keys.size() > before) return Status();
+  return Status(Code::kInvalidArgument, StrCat(file,
+                                               ": holds no key, expected one per line; add one, "
+                                               "or leave the option out"));
 }
 
 Status ReadKeys(ServeOptions& out) {
@@ -97,21 +122,12 @@ Status ReadKeys(ServeOptions& out) {
   if (const char* key = std::getenv("LSERVE_API_KEY"); key != nullptr && *key != '\0') {
     keys.emplace_back(key);
   }
-  if (!out.api_key_file) return Status();
-  const std::string text = LS_TRY(ReadTextStream(*out.api_key_file));
-  const size_t before = keys.size();
-  for (size_t at = 0; at < text.size();) {
-    const size_t end = std::min(text.find('\n', at), text.size());
-    std::string line = text.substr(at, end - at);
-    at = end + 1;
-    line.erase(0, std::min(line.find_first_not_of(" \t\r"), line.size()));
-    line.erase(line.find_last_not_of(" \t\r") + 1);
-    if (!line.empty() && line[0] != '#') keys.push_back(std::move(line));
+  if (out.api_key_file) LS_TRY(ReadKeyFile(*out.api_key_file, keys));
+  std::vector<std::string>& admin = out.server.service.admin_keys;
+  if (const char* key = std::getenv("LSERVE_ADMIN_KEY"); key != nullptr && *key != '\0') {
+    admin.emplace_back(key);
   }
-  if (keys.size() > before) return Status();
-  return Status(Code::kInvalidArgument, StrCat(*out.api_key_file,
-                                               ": holds no key, expected one per line; "
-                                               "an empty file would let everybody in"));
+  return out.admin_key_file ? ReadKeyFile(*out.admin_key_file, admin) : Status();
 }
 
 }  // namespace

@@ -18,8 +18,10 @@ struct ServeOptions {
   ServerConfig server;
   std::vector<std::string> api_keys;
   std::optional<std::string> api_key_file;
+  std::optional<std::string> admin_key_file;
   std::optional<std::string> date_text;
   std::string uds;
+  std::optional<std::string> config_file;  // config_file.h has read it before the flags are parsed
   bool no_prefix_caching = false;
   bool no_access_log = false;
   bool print_config = false;

@@ -36,8 +36,9 @@ ALLOWED = {
     # Benches make models in memory, meter ops, and measure what the machine can do at best.
     "bench": ["base", "tensor", "loader", "kv", "attention", "model", "tokenizer", "engine",
               "lserve", "backend/cpu/ceilings.h", "backend/cpu/cpu_isa.h"] + BACKEND_HEADERS,
+    "grammar": ["base", "tokenizer", "lserve"],
     # The settings of attention are part of a request.
-    "server": ["base", "attention", "tokenizer", "engine", "lserve"],
+    "server": ["base", "attention", "tokenizer", "grammar", "engine", "lserve"],
 }
 ORDER = list(ALLOWED)
 # The one place that knows every backend by name.

@@ -25,7 +25,8 @@ struct EngineInfo {
   int num_layers = 0;
   int num_kv_heads = 0;  // of all layers
   int num_streaming_kv_heads = 0;
-  std::string quantization;  // none, int8, w8a8, int4
+  std::vector<int32_t> end_tokens;  // that end an answer
+  std::string quantization;         // none, int8, w8a8, int4
   uint64_t weight_bytes = 0;
   uint64_t workspace_bytes = 0;  // activations, and scratch of the backend's ops
   uint64_t kv_budget_bytes = 0;

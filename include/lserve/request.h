@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -12,6 +13,7 @@
 
 #include "attention/attention_settings.h"
 #include "base/status.h"
+#include "lserve/token_constraint.h"
 #include "tensor/matrix.h"
 
 namespace lserve {
@@ -55,10 +57,16 @@ struct Request {
   // on_attention can say what they hold. Costs memory, changes no answer. Off if a prefix that
   // serves the request has dropped them.
   bool keep_streaming_pages = false;
+  // Only requests with the same salt share prefixes, so that nobody can find out by the time to
+  // the first token what others have asked.
+  std::string cache_salt;
   // If not empty, the answer's tokens: nothing is drawn, penalties and stops are off, and the
   // answer ends with the last of them. Each is still computed by a decode step, so that
   // on_token_logits shows what decode says about a known text.
   std::vector<int32_t> forced_tokens;
+  // If set, decides which tokens may come next; of this request alone, for it keeps its place. Not
+  // together with forced_tokens, min_tokens or ignore_eos, which say something else.
+  std::shared_ptr<TokenConstraint> constraint;
   // If set, gets the logits of every prompt position that is computed, in order: `logits` is
   // float, [count, vocab], in host memory. An error cancels the request.
   std::function<Status(int64_t first_position, const ConstMatrix& logits)> on_prompt_logits;
@@ -120,8 +128,9 @@ struct RequestEvent {
   std::optional<int32_t> token = {};  // drawn in this step
   std::string text = {};  // complete UTF-8 that may be shown now; empty without a tokenizer
   std::optional<FinishReason> finished = {};
-  Status error = {};        // with kError
-  RequestStats stats = {};  // final when finished
+  std::string stop_string = {};  // that ended the answer, if one did
+  Status error = {};             // with kError
+  RequestStats stats = {};       // final when finished
 };
 
 }  // namespace lserve

@@ -69,7 +69,7 @@ Result<LogSums> Compute(const AttentionView& view, const PagePlan& plan) {
                                     .plan = &plan,
                                     .log_sums = buffer.as<float>(),
                                     .stride = sums.stride}));
-  view.backend->CopyToHost(sums.values.data(), buffer.data.get(), bytes);
+  LS_TRY(view.backend->CopyToHost(sums.values.data(), buffer.data.get(), bytes));
   return sums;
 }
 
@@ -272,8 +272,8 @@ Result<std::vector<std::vector<double>>> MeasureStreamingChange(
   for (const PlanRow& row : plan.rows) {
     const size_t index = static_cast<size_t>(
         std::find(positions.begin(), positions.end(), row.first_position) - positions.begin());
-    view.backend->CopyToHost(was.data(), out.row<float>(row.first_query), row_bytes);
-    view.backend->CopyToHost(is.data(), params.out.row<float>(row.first_query), row_bytes);
+    LS_TRY(view.backend->CopyToHost(was.data(), out.row<float>(row.first_query), row_bytes));
+    LS_TRY(view.backend->CopyToHost(is.data(), params.out.row<float>(row.first_query), row_bytes));
     for (const int kv_head : HeadsOf(view, row.way)) {
       double change = 0, norm = 0;
       for (int64_t i = kv_head * width; i < (kv_head + 1) * width; ++i) {

@@ -137,6 +137,13 @@ Status Engine::Impl::CheckRequest(const Request& request,
                               parts_.model_config.vocab_size - 1));
     break;
   }
+  const bool is_free =
+      request.forced_tokens.empty() && request.min_tokens == 0 && !request.ignore_eos;
+  if (request.constraint != nullptr && !is_free) {
+    problems.push_back(
+        "an output format is given beside min_tokens, ignore_eos or forced tokens, expected it "
+        "alone: it says where the answer ends");
+  }
   const auto check_tokens = [&](const char* what, const std::vector<int32_t>& tokens) {
     const auto beyond = std::find_if(tokens.begin(), tokens.end(), [&](int32_t token) {
       return token < 0 || token >= parts_.model_config.vocab_size;
@@ -497,7 +504,8 @@ Status Engine::Impl::AfterForward(const Member& member) {
   if (!member.decodes && sequence->request.keep_prefix > 0 &&
       done == ResumePosition(sequence->attention, sequence->request.keep_prefix)) {
     const auto begin = sequence->request.prompt.begin();
-    prefixes_.Add(std::vector<int32_t>(begin, begin + done), sequence->attention, cache.Fork(done));
+    prefixes_.Add(std::vector<int32_t>(begin, begin + done), sequence->attention,
+                  sequence->request.cache_salt, cache.Fork(done));
   }
   const int64_t keep_from = StreamingKeepFrom(sequence->attention, done, sequence->in_prompt());
   if (keep_from > 0 && !sequence->keeps_streaming)
@@ -532,6 +540,8 @@ Status Engine::Impl::DrawToken(const Member& member, RequestEvent* event) {
     forbid(parts_.model_config.eos_token_ids);
     forbid(sequence->request.stop_token_ids);
   }
+  if (sequence->request.constraint != nullptr)
+    LS_TRY(sequence->request.constraint->Mask(host_logits_));
   const int32_t token =
       is_forced ? forced[sequence->answer.size()] : LS_TRY(sequence->sampler.Sample(host_logits_));
   sequence->answer.push_back(token);
@@ -549,8 +559,14 @@ Status Engine::Impl::DrawToken(const Member& member, RequestEvent* event) {
   if (sequence->text.has_value() && !eos && !stop_id) {
     event->text = LS_TRY(sequence->text->Push(token));
   }
+  bool complete = false;
+  if (sequence->request.constraint != nullptr && !eos) {
+    LS_TRY(sequence->request.constraint->Accept(token));
+    complete = sequence->request.constraint->complete();
+  }
   const bool stop_text = !is_forced && sequence->text.has_value() && sequence->text->stopped();
-  if (eos || stop_id || stop_text) {
+  if (stop_text) event->stop_string = sequence->text->stop_string();
+  if (eos || stop_id || stop_text || complete) {
     Finish(sequence, FinishReason::kStop, event);
   } else if (static_cast<int64_t>(sequence->answer.size()) >= sequence->max_tokens) {
     Finish(sequence, FinishReason::kLength, event);

@@ -283,6 +283,7 @@ Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) 
   info.num_kv_heads = static_cast<int>(kinds.size());
   info.num_streaming_kv_heads =
       info.num_kv_heads - static_cast<int>(std::count(kinds.begin(), kinds.end(), 1));
+  info.end_tokens = model.eos_token_ids;
   info.quantization = config.quantization;
   const PageId most_pages = std::max(max_pages[0], max_pages[1]);
   info.workspace_bytes =

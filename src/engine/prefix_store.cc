@@ -27,22 +27,24 @@ int64_t UsableTokens(std::span<const int32_t> prompt,
 
 void PrefixStore::Add(std::vector<int32_t> tokens,
                       const AttentionSettings& settings,
+                      const std::string& salt,
                       SequenceCache cache) {
   // The same prompt again: the newer fork holds the same keys and values.
   std::erase_if(prefixes_, [&](const Prefix& prefix) {
-    return prefix.tokens == tokens && SamePrefill(prefix.settings, settings);
+    return prefix.salt == salt && prefix.tokens == tokens && SamePrefill(prefix.settings, settings);
   });
   if (prefixes_.size() >= kMaxPrefixes) DropOldest();
-  prefixes_.push_back({std::move(tokens), settings, std::move(cache)});
+  prefixes_.push_back({std::move(tokens), settings, salt, std::move(cache)});
 }
 
 std::optional<SequenceCache> PrefixStore::Find(std::span<const int32_t> prompt,
-                                               const AttentionSettings& settings) {
+                                               const AttentionSettings& settings,
+                                               const std::string& salt) {
   int64_t most = 0;
   size_t best = 0;
   for (size_t i = 0; i < prefixes_.size(); ++i) {
     const Prefix& prefix = prefixes_[i];
-    if (!SamePrefill(prefix.settings, settings)) continue;
+    if (prefix.salt != salt || !SamePrefill(prefix.settings, settings)) continue;
     const int64_t usable = UsableTokens(prompt, settings, prefix.tokens, prefix.cache);
     if (usable > most) {
       most = usable;

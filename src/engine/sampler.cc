@@ -81,8 +81,11 @@ Result<int32_t> Sampler::Sample(std::span<float> logits) {
 int32_t Sampler::Draw(std::span<const float> logits) {
   candidates_.clear();
   for (size_t i = 0; i < logits.size(); ++i) {
+    // Forbidden tokens are none, or rounding of the last weights could draw one.
+    if (std::isinf(logits[i]) && logits[i] < 0) continue;
     candidates_.push_back({logits[i], static_cast<int32_t>(i)});
   }
+  if (candidates_.empty()) return ArgMax(logits);
   const auto before = [](const Candidate& a, const Candidate& b) {
     return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
   };

@@ -49,7 +49,7 @@ void Scheduler::Admit() {
   while (!waiting_.empty() && static_cast<int>(running_.size()) < max_num_seqs_) {
     Sequence& next = *waiting_.front();
     if (std::optional<SequenceCache> prefix =
-            prefixes_->Find(next.request.prompt, next.attention)) {
+            prefixes_->Find(next.request.prompt, next.attention, next.request.cache_salt)) {
       next.cache = *std::move(prefix);
       // What a prefix has dropped can not be looked at.
       if (next.cache.streaming_first_token() > 0) next.keeps_streaming = false;

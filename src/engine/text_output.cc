@@ -13,7 +13,12 @@ std::string StopMatcher::Push(std::string_view piece) {
   if (stopped_) return "";
   held_ += piece;
   size_t match = std::string::npos;
-  for (const std::string& stop : stops_) match = std::min(match, held_.find(stop));
+  for (const std::string& stop : stops_) {
+    const size_t at = held_.find(stop);
+    if (at >= match) continue;
+    match = at;
+    found_ = stop;
+  }
   if (match != std::string::npos) {
     stopped_ = true;
     return std::exchange(held_, "").substr(0, match);

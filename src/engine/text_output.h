@@ -23,10 +23,13 @@ class StopMatcher {
   // What was held back; call once, when the answer ends for another reason.
   std::string Finish();
   bool stopped() const { return stopped_; }
+  // Which one was found; empty before.
+  const std::string& found() const { return found_; }
 
  private:
   std::vector<std::string> stops_;
   std::string held_;
+  std::string found_;
   bool stopped_ = false;
 };
 
@@ -38,6 +41,7 @@ class TextOutput {
   Result<std::string> Push(int32_t token);
   std::string Finish();
   bool stopped() const { return matcher_.stopped(); }
+  const std::string& stop_string() const { return matcher_.found(); }
 
  private:
   StreamDetokenizer detokenizer_;

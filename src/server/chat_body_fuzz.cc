@@ -1,23 +1,28 @@
-// Any bytes as the body of a chat, completion or tokenizer request: parsed, or refused with an
-// error that is JSON of one line; what is parsed keeps its bounds.
+// Any bytes as the body of a chat, completion, messages, responses or tokenizer request: parsed, or
+// refused with an error that is JSON of one line; what is parsed keeps its bounds.
 #include <cstdint>
 #include <string>
 #include <string_view>
 
 #include "base/check.h"
+#include "server/anthropic_types.h"
 #include "server/openai_types.h"
+#include "server/responses_types.h"
 
 namespace {
 
-template <class Body>
-bool Parses(const lserve::Json& json, Body* body) {
-  const std::optional<lserve::ApiError> error = lserve::ParseBody(json, body);
+bool IsFine(const std::optional<lserve::ApiError>& error) {
   if (!error) return true;
   const std::string text = lserve::WriteJson(error->ToJson());
   LS_CHECK(lserve::ParseJson(text).ok()) << text;
   LS_CHECK(error->http_status >= 400 && error->http_status < 500) << text;
   LS_CHECK(error->message.find('\n') == std::string::npos) << text;
   return false;
+}
+
+template <class Body>
+bool Parses(const lserve::Json& json, Body* body) {
+  return IsFine(lserve::ParseBody(json, body));
 }
 
 void CheckBounds(const lserve::GenerationParams& params) {
@@ -38,11 +43,21 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (Parses(json.value(), &chat)) {
     CheckBounds(chat.params);
     LS_CHECK(!chat.messages.as_array().empty());
+    LS_CHECK(chat.tools.tools.size() <= lserve::kMaxTools);
   }
   lserve::CompletionBody completion;
   if (Parses(json.value(), &completion)) {
     CheckBounds(completion.params);
     LS_CHECK(!completion.prompts.empty() && completion.prompts.size() <= lserve::kMaxPrompts);
+  }
+  lserve::ChatBody messages, responses;
+  if (IsFine(lserve::ParseMessagesBody(json.value(), /*for_counting=*/true, &messages))) {
+    CheckBounds(messages.params);
+    LS_CHECK(!messages.messages.as_array().empty());
+  }
+  if (IsFine(lserve::ParseResponsesBody(json.value(), &responses))) {
+    CheckBounds(responses.params);
+    LS_CHECK(!responses.messages.as_array().empty());
   }
   lserve::TokenizeBody tokenize;
   Parses(json.value(), &tokenize);

@@ -87,6 +87,14 @@ void EngineThread::Cancel(JobId id) {
   wake_.notify_one();
 }
 
+void EngineThread::DropPrefixes() {
+  {
+    const std::lock_guard lock(mutex_);
+    drop_prefixes_ = true;
+  }
+  wake_.notify_one();
+}
+
 void EngineThread::Drain() {
   const std::lock_guard lock(mutex_);
   draining_ = true;
@@ -152,16 +160,20 @@ bool EngineThread::TakeMail() {
   std::deque<std::pair<JobId, std::unique_ptr<Running>>> inbox;
   std::vector<JobId> cancelled;
   std::optional<std::string> abort_why;
+  bool drop_prefixes = false;
   {
     std::unique_lock lock(mutex_);
     wake_.wait(lock, [&] {
-      return stop_ || !inbox_.empty() || !cancelled_.empty() || abort_why_ || engine_->has_work();
+      return stop_ || !inbox_.empty() || !cancelled_.empty() || abort_why_ || drop_prefixes_ ||
+             engine_->has_work();
     });
     if (stop_) return false;
     inbox.swap(inbox_);
     cancelled.swap(cancelled_);
     abort_why.swap(abort_why_);
+    drop_prefixes = std::exchange(drop_prefixes_, false);
   }
+  if (drop_prefixes) engine_->DropPrefixes();
   for (auto& [id, job] : inbox) {
     Running& running = *job;
     jobs_.emplace(id, std::move(job));

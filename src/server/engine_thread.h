@@ -79,6 +79,9 @@ class EngineThread {
   // Takes effect before the next step: pages are freed, no event follows.
   void Cancel(JobId id);
 
+  // Before the next step: no later request starts from what earlier ones left in the cache.
+  void DropPrefixes();
+
   // From now on Submit refuses.
   void Drain();
   // Ends every job with a kError event that says why.
@@ -133,6 +136,7 @@ class EngineThread {
   std::deque<std::pair<JobId, std::unique_ptr<Running>>> inbox_;
   std::vector<JobId> cancelled_;
   std::optional<std::string> abort_why_;
+  bool drop_prefixes_ = false;
   JobId next_id_ = 1;
   bool draining_ = false;
   bool stop_ = false;

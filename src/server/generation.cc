@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "base/strings.h"
-#include "server/sse.h"
+#include "tokenizer/tokenizer.h"
 
 namespace lserve {
 namespace {
@@ -16,11 +16,13 @@ int64_t CountCharacters(std::string_view text) {
 
 }  // namespace
 
-Generation::Generation(GenerationSetup setup, size_t num_choices)
-    : setup_(std::move(setup)), choices_(num_choices), started_(num_choices), open_(num_choices) {
-  if (setup_.stream) return;
-  for (size_t i = 0; i < setup_.echoes.size(); ++i) choices_[i].text = setup_.echoes[i];
-}
+Generation::Generation(GenerationSetup setup, size_t num_choices, int64_t prompt_tokens)
+    : setup_(std::move(setup)),
+      choices_(num_choices),
+      readers_(num_choices, ToolCallReader(setup_.tool_style, setup_.tools)),
+      started_(num_choices),
+      prompt_tokens_(prompt_tokens),
+      open_(num_choices) {}
 
 std::optional<Refusal> Generation::Start(GenerationSetup setup,
                                          std::vector<Request> requests,
@@ -29,7 +31,10 @@ std::optional<Refusal> Generation::Start(GenerationSetup setup,
   const std::shared_ptr<Exchange> exchange = setup.exchange;
   EngineThread* const engine = setup.engine;
   const bool stream = setup.stream;
-  const auto self = std::make_shared<Generation>(std::move(setup), requests.size());
+  int64_t prompt_tokens = 0;
+  for (size_t i = 0; i < requests.size(); i += setup.choices_per_prompt)
+    prompt_tokens += static_cast<int64_t>(requests[i].prompt.size());
+  const auto self = std::make_shared<Generation>(std::move(setup), requests.size(), prompt_tokens);
   Job job;
   job.requests = std::move(requests);
   job.first_alone = first_alone;
@@ -63,8 +68,28 @@ void Generation::BeginStream() {
   head.headers.emplace_back("Cache-Control", "no-cache");
   // nginx would collect the stream before passing it on.
   head.headers.emplace_back("X-Accel-Buffering", "no");
-  setup_.exchange->BeginStream(std::move(head), std::string(kSseHeartbeat),
+  setup_.exchange->BeginStream(std::move(head), setup_.format->Heartbeat(),
                                setup_.heartbeat_seconds);
+  Write(setup_.format->Opening(prompt_tokens_));
+}
+
+void Generation::Write(std::string events) {
+  if (!events.empty()) setup_.exchange->Write(std::move(events));
+}
+
+std::vector<OutputPiece> Generation::ReadPieces(size_t index, const RequestEvent& event) {
+  ChoiceState& choice = choices_[index];
+  const bool whole = event.finished == FinishReason::kStop;
+  std::vector<OutputPiece> pieces =
+      readers_[index].Push(event.text, event.finished.has_value(), whole);
+  for (const OutputPiece& piece : pieces) {
+    if (piece.kind == OutputPiece::Kind::kText) choice.text += piece.text;
+    if (piece.kind == OutputPiece::Kind::kCallBegin)
+      choice.calls.push_back({.id = piece.id, .name = piece.text, .arguments = ""});
+    if (piece.kind == OutputPiece::Kind::kCallArguments)
+      choice.calls.back().arguments += piece.text;
+  }
+  return pieces;
 }
 
 void Generation::OnEvent(JobEvent job_event) {
@@ -88,50 +113,24 @@ void Generation::OnEvent(JobEvent job_event) {
     }
   }
   choice.stats = event.stats;
-  choice.text += event.text;
-  choice.characters += CountCharacters(event.text);
   choice.finished = event.finished;
-  if (setup_.stream) StreamEvent(job_event, scored);
+  choice.stop_string = event.stop_string;
+  const std::vector<OutputPiece> pieces = ReadPieces(job_event.index, event);
+  choice.characters += CountCharacters(event.text);
+  if (setup_.stream && !event.token && !event.finished) {
+    Write(setup_.format->Progress(event.stats, event.prefill_done, since_start_.milliseconds()));
+  } else if (setup_.stream) {
+    Write(setup_.format->Step({.index = job_event.index,
+                               .is_first = !started_[job_event.index],
+                               .pieces = &pieces,
+                               .scored = scored,
+                               .choice = &choice}));
+    started_[job_event.index] = true;
+    // Sent, so not needed again: an answer of 10^5 tokens with scores would hold them all.
+    choice.scored.clear();
+    choice.text.clear();
+  }
   if (event.finished && --open_ == 0) Complete();
-}
-
-void Generation::StreamEvent(const JobEvent& job_event, const ScoredToken* scored) {
-  const RequestEvent& event = job_event.event;
-  const size_t index = job_event.index;
-  const Tokenizer& tokenizer = *setup_.engine->engine().tokenizer();
-  const bool is_first = !started_[index];
-  if (!event.token && !event.finished) {
-    if (setup_.return_progress) {
-      setup_.exchange->Write(SseData(ProgressChunk(setup_.head, event.stats, event.prefill_done,
-                                                   since_start_.milliseconds())));
-    }
-    return;
-  }
-  std::string out;
-  const auto send = [&](const ChunkParts& parts) {
-    out += SseData(Chunk(setup_.head, parts, tokenizer));
-  };
-  if (is_first) {
-    started_[index] = true;
-    const std::string echo = setup_.echoes.empty() ? std::string() : setup_.echoes[index];
-    if (setup_.head.kind == ReplyKind::kChat || !echo.empty()) {
-      send({.index = index, .with_role = true, .text = echo, .null_usage = setup_.include_usage});
-    }
-  }
-  if (!event.text.empty() || scored != nullptr) {
-    send(
-        {.index = index, .text = event.text, .scored = scored, .null_usage = setup_.include_usage});
-  }
-  if (event.finished) {
-    send({.index = index,
-          .finished = event.finished,
-          .timings = &event.stats,
-          .null_usage = setup_.include_usage});
-  }
-  if (!out.empty()) setup_.exchange->Write(std::move(out));
-  // Sent, so not needed again: an answer of 10^5 tokens with scores would hold them all.
-  choices_[index].scored.clear();
-  choices_[index].text.clear();
 }
 
 void Generation::OnError(const Status& error) {
@@ -145,12 +144,11 @@ void Generation::OnError(const Status& error) {
   setup_.exchange->Note("finish", "error");
   NoteUsage();
   if (setup_.stream) {
-    // The status line is gone; this is the only way to say it that clients understand.
-    setup_.exchange->Write(StrCat(SseData(api_error.ToJson()), kSseDone));
+    Write(setup_.format->Failure(api_error));
     return setup_.exchange->EndStream();
   }
   setup_.exchange->Respond({.status = api_error.http_status,
-                            .body = WriteJson(api_error.ToJson()),
+                            .body = WriteJson(setup_.format->Error(api_error)),
                             .headers = setup_.headers});
 }
 
@@ -180,13 +178,10 @@ void Generation::Complete() {
   setup_.exchange->Note("finish", std::string(Name(*choices_.front().finished)));
   NoteUsage();
   if (!setup_.stream) {
-    const Json reply = WholeReply(setup_.head, choices_, usage, setup_.scores,
-                                  *setup_.engine->engine().tokenizer());
+    const Json reply = setup_.format->Whole(choices_, usage);
     return setup_.exchange->Respond({.body = WriteJson(reply), .headers = setup_.headers});
   }
-  std::string end;
-  if (setup_.include_usage) end = SseData(UsageChunk(setup_.head, usage));
-  setup_.exchange->Write(StrCat(end, kSseDone));
+  Write(setup_.format->Closing(choices_, usage));
   setup_.exchange->EndStream();
 }
 

@@ -1,6 +1,7 @@
-// Generation: one chat or completion request on its way: turns the engine's events into a response
-// or a stream, and a client that leaves into a cancellation. Lives as long as either of them needs
-// it; everything but Start() runs as a posted task of its exchange. Used by the service.
+// Generation: one request for answers on its way: turns the engine's events into a response or a
+// stream, in the words of a ReplyFormat, and a client that leaves into a cancellation. Lives as
+// long as either of them needs it; everything but Start() runs as a posted task of its exchange.
+// Used by the service.
 #pragma once
 
 #include <cstdint>
@@ -12,24 +13,21 @@
 #include "base/clock.h"
 #include "server/engine_thread.h"
 #include "server/exchange.h"
-#include "server/openai_replies.h"
-#include "server/openai_types.h"
+#include "server/reply_format.h"
+#include "server/tool_calls.h"
 
 namespace lserve {
 
 struct GenerationSetup {
   std::shared_ptr<Exchange> exchange;
   EngineThread* engine = nullptr;
-  ReplyHead head;
+  std::unique_ptr<ReplyFormat> format;
   HttpHeaders headers;  // of the response
   bool stream = false;
-  bool include_usage = false;
-  bool return_progress = false;
-  bool scores = false;
   size_t choices_per_prompt = 1;
-  std::vector<std::string>
-      echoes;  // of each choice: the text that goes before the answer, or empty
   std::vector<int32_t> stop_token_ids;
+  ToolStyle tool_style = ToolStyle::kDescribed;
+  ToolOptions tools;
   double heartbeat_seconds = 1.0;
 };
 
@@ -42,12 +40,15 @@ class Generation : public std::enable_shared_from_this<Generation> {
                                       bool first_alone,
                                       std::optional<int> top_logprobs);
 
-  explicit Generation(GenerationSetup setup, size_t num_choices);
+  Generation(GenerationSetup setup, size_t num_choices, int64_t prompt_tokens);
 
  private:
   void BeginStream();
+  // Part of the stream; nothing for an empty text.
+  void Write(std::string events);
   void OnEvent(JobEvent event);
-  void StreamEvent(const JobEvent& event, const ScoredToken* scored);
+  // Adds what the event's text says to the choice.
+  std::vector<OutputPiece> ReadPieces(size_t index, const RequestEvent& event);
   void OnError(const Status& error);
   void Complete();
   Usage TotalUsage() const;
@@ -55,7 +56,9 @@ class Generation : public std::enable_shared_from_this<Generation> {
 
   GenerationSetup setup_;
   std::vector<ChoiceState> choices_;
-  std::vector<bool> started_;  // the choice's first chunk was sent
+  std::vector<ToolCallReader> readers_;  // of each choice
+  std::vector<bool> started_;            // the choice's first token came
+  const int64_t prompt_tokens_;
   std::optional<JobId> job_;
   size_t open_;
   bool stream_begun_ = false;

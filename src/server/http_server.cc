@@ -2,7 +2,6 @@
 
 #include <netinet/tcp.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,8 +13,7 @@
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/local/stream_protocol.hpp>
 #include <boost/asio/post.hpp>
-#include <boost/asio/steady_timer.hpp>
-#include <boost/asio/strand.hpp>
+#include <boost/asio/ssl/stream.hpp>
 #include <boost/asio/thread_pool.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http/parser.hpp>
@@ -34,7 +32,10 @@
 #include "base/log.h"
 #include "base/strings.h"
 #include "server/api_error.h"
+#include "server/deadline.h"
 #include "server/http_head.h"
+#include "server/tls.h"
+#include "server/unix_path.h"
 
 namespace lserve {
 namespace {
@@ -44,7 +45,6 @@ namespace http = boost::beast::http;
 using ErrorCode = boost::system::error_code;
 using Protocol = asio::generic::stream_protocol;
 using Acceptor = asio::basic_socket_acceptor<Protocol>;
-using Strand = asio::strand<asio::io_context::executor_type>;
 
 // What a client may send ahead while its request is answered; beyond it, it has to wait.
 constexpr size_t kReadAheadBytes = size_t{64} << 10;
@@ -52,11 +52,6 @@ constexpr size_t kReadAheadBytes = size_t{64} << 10;
 // the connection is reset.
 constexpr double kLingerSeconds = 2;
 constexpr double kStopSeconds = 5;
-
-std::chrono::steady_clock::duration Seconds(double seconds) {
-  return std::chrono::duration_cast<std::chrono::steady_clock::duration>(
-      std::chrono::duration<double>(seconds));
-}
 
 class Connection;
 
@@ -66,36 +61,12 @@ struct Shared {
 
   const HttpLimits limits;
   HttpHooks hooks;
+  std::shared_ptr<asio::ssl::context> tls;  // null: plain HTTP
   asio::thread_pool workers{2};
   std::atomic<bool> draining = false;
   std::atomic<int64_t> exchanges = 0;
   std::mutex mutex;
   std::set<Connection*> connections;  // guarded by mutex
-};
-
-// A timer that calls `action` on the strand unless it is set anew or cancelled before.
-class Deadline {
- public:
-  explicit Deadline(const Strand& strand) : timer_(strand) {}
-
-  template <class Action>
-  void Set(double seconds, Action action) {
-    const uint64_t epoch = ++epoch_;
-    timer_.expires_after(Seconds(seconds));
-    timer_.async_wait([this, epoch, action = std::move(action)](const ErrorCode& error) {
-      // A timer that has fired can not be cancelled any more: hence the epoch. The action keeps
-      // the owner of this object alive.
-      if (!error && epoch == epoch_) action();
-    });
-  }
-  void Cancel() {
-    ++epoch_;
-    timer_.cancel();
-  }
-
- private:
-  asio::steady_timer timer_;
-  uint64_t epoch_ = 0;
 };
 
 // One request of a connection. It holds the connection alive; the connection holds it while it is
@@ -155,7 +126,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
         read_deadline_(strand_),
         write_deadline_(strand_),
         beat_timer_(strand_),
-        buffer_(kReadAheadBytes) {}
+        buffer_(kReadAheadBytes) {
+    if (shared_->tls != nullptr) tls_.emplace(socket_, *shared_->tls);
+  }
   ~Connection() {
     const std::lock_guard lock(shared_->mutex);
     shared_->connections.erase(this);
@@ -165,8 +138,16 @@ class Connection : public std::enable_shared_from_this<Connection> {
   const Strand& strand() const { return strand_; }
 
   void Start() {
-    BeginRequest();
-    Read();
+    if (!tls_) return Serve();
+    read_deadline_.Set(shared_->limits.header_seconds,
+                       [self = shared_from_this()] { self->Close(); });
+    tls_->async_handshake(asio::ssl::stream_base::server,
+                          [self = shared_from_this()](const ErrorCode& error) {
+                            // Plain HTTP on this port, most likely: there is no answer that both
+                            // sides would understand.
+                            if (error) return self->Close();
+                            self->Serve();
+                          });
   }
 
   // On any thread.
@@ -182,6 +163,23 @@ class Connection : public std::enable_shared_from_this<Connection> {
  private:
   friend class HttpExchange;
   using Parser = http::request_parser<http::string_body>;
+
+  void Serve() {
+    BeginRequest();
+    Read();
+  }
+
+  // One read and one write may be outstanding, with TLS as without.
+  template <class Handler>
+  void ReadSome(const asio::mutable_buffer& buffer, Handler handler) {
+    if (tls_) return tls_->async_read_some(buffer, std::move(handler));
+    socket_.async_read_some(buffer, std::move(handler));
+  }
+  template <class Handler>
+  void WriteSome(const asio::const_buffer& buffer, Handler handler) {
+    if (tls_) return tls_->async_write_some(buffer, std::move(handler));
+    socket_.async_write_some(buffer, std::move(handler));
+  }
 
   void BeginRequest() {
     parser_.emplace();
@@ -206,15 +204,15 @@ class Connection : public std::enable_shared_from_this<Connection> {
     const size_t room = kReadAheadBytes - buffer_.size();
     if (room == 0) return;  // resumed when the next request begins
     reading_ = true;
-    socket_.async_read_some(buffer_.prepare(std::min<size_t>(room, 16384)),
-                            [self = shared_from_this()](const ErrorCode& error, size_t bytes) {
-                              self->reading_ = false;
-                              if (error) return self->Gone();
-                              self->buffer_.commit(bytes);
-                              if (self->lingering_) self->buffer_.consume(self->buffer_.size());
-                              self->Process();
-                              self->Read();
-                            });
+    ReadSome(buffer_.prepare(std::min<size_t>(room, 16384)),
+             [self = shared_from_this()](const ErrorCode& error, size_t bytes) {
+               self->reading_ = false;
+               if (error) return self->Gone();
+               self->buffer_.commit(bytes);
+               if (self->lingering_) self->buffer_.consume(self->buffer_.size());
+               self->Process();
+               self->Read();
+             });
   }
 
   // Parses what is there, as far as no request is being answered.
@@ -381,16 +379,16 @@ class Connection : public std::enable_shared_from_this<Connection> {
     }
     write_deadline_.Set(shared_->limits.write_seconds,
                         [self = shared_from_this()] { self->Gone(); });
-    socket_.async_write_some(asio::buffer(writing_.data() + written_, writing_.size() - written_),
-                             [self = shared_from_this()](const ErrorCode& error, size_t bytes) {
-                               if (error) {
-                                 self->writing_.clear();
-                                 return self->Gone();
-                               }
-                               self->written_ += bytes;
-                               if (self->written_ == self->writing_.size()) self->writing_.clear();
-                               self->WriteMore();
-                             });
+    WriteSome(asio::buffer(writing_.data() + written_, writing_.size() - written_),
+              [self = shared_from_this()](const ErrorCode& error, size_t bytes) {
+                if (error) {
+                  self->writing_.clear();
+                  return self->Gone();
+                }
+                self->written_ += bytes;
+                if (self->written_ == self->writing_.size()) self->writing_.clear();
+                self->WriteMore();
+              });
   }
 
   void CloseAfterWrite() {
@@ -401,6 +399,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void Linger() {
     if (lingering_ || !socket_.is_open()) return;
     lingering_ = true;
+    // Without TLS's own goodbye, which would wait for the other side's: lengths and last chunks
+    // tell a client what is whole.
     ErrorCode ignored;
     socket_.shutdown(Protocol::socket::shutdown_send, ignored);
     buffer_.consume(buffer_.size());
@@ -428,6 +428,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   const std::shared_ptr<Shared> shared_;
   const Strand strand_;
   Protocol::socket socket_;
+  std::optional<asio::ssl::stream<Protocol::socket&>> tls_;
   Deadline read_deadline_;
   Deadline write_deadline_;
   Deadline beat_timer_;
@@ -558,28 +559,6 @@ ExchangeRecord HttpExchange::Record() const {
           .notes = notes_};
 }
 
-// Removes a socket file that no process listens on any more.
-Status FreeUnixPath(const std::string& path) {
-  struct stat info = {};
-  if (lstat(path.c_str(), &info) != 0) return Status();
-  if (!S_ISSOCK(info.st_mode)) {
-    return Status(
-        Code::kInvalidArgument,
-        StrCat("--uds ", path, " exists and is no socket, expected a free name; choose another"));
-  }
-  asio::io_context context;
-  asio::local::stream_protocol::socket probe(context);
-  ErrorCode error;
-  probe.connect(asio::local::stream_protocol::endpoint(path), error);
-  if (!error) {
-    return Status(
-        Code::kInvalidArgument,
-        StrCat("--uds ", path, " is in use by another process; stop it or choose another name"));
-  }
-  unlink(path.c_str());
-  return Status();
-}
-
 }  // namespace
 
 struct HttpServer::Impl {
@@ -634,6 +613,7 @@ struct HttpServer::Impl {
       is_full = static_cast<int>(shared->connections.size()) >= shared->limits.connections;
       if (!is_full) shared->connections.insert(connection.get());
     }
+    if (is_full && shared->tls != nullptr) return;  // a handshake would take the room that lacks
     if (is_full) {
       const ApiError error = {.http_status = 503,
                               .message = StrCat("the server has ", shared->limits.connections,
@@ -673,12 +653,10 @@ std::vector<std::shared_ptr<Connection>> HttpServer::Impl::AllConnections() cons
 
 HttpServer::HttpServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 HttpServer::~HttpServer() {
-  // Stop() fails only where the system has no memory left to post a task or to join a thread; the
-  // threads that still run then use what is about to go, so there is no way on.
   try {
     Stop();
   } catch (...) {
-    LS_CHECK(false) << "the server could not stop";
+    // A lock or a thread that the system refuses, at the very end: nobody is left to be told.
   }
 }
 
@@ -686,6 +664,17 @@ Result<std::unique_ptr<HttpServer>> HttpServer::Listen(const HttpAddress& addres
                                                        const HttpLimits& limits) {
   auto impl = std::make_unique<Impl>(limits);
   impl->host = address.host;
+  const bool has_tls = !address.tls_certificate.empty() || !address.tls_key.empty();
+  if (has_tls && (address.tls_certificate.empty() || address.tls_key.empty())) {
+    return Status(Code::kInvalidArgument,
+                  "one of --tls-cert and --tls-key is given alone, expected both or none");
+  }
+  if (has_tls && !address.unix_socket.empty()) {
+    return Status(Code::kInvalidArgument,
+                  "--tls-cert is given beside --uds, expected one of them: a Unix socket does not "
+                  "leave the machine");
+  }
+  if (has_tls) impl->shared->tls = LS_TRY(MakeTlsContext(address.tls_certificate, address.tls_key));
   if (!address.unix_socket.empty()) {
     // sun_path holds 107 bytes and the ending zero.
     if (address.unix_socket.size() > 107) {
@@ -761,7 +750,8 @@ int HttpServer::port() const {
 std::string HttpServer::address() const {
   if (!impl_->unix_path.empty()) return StrCat("unix:", impl_->unix_path);
   const bool is_v6 = impl_->host.find(':') != std::string::npos;
-  return StrCat("http://", is_v6 ? "[" : "", impl_->host, is_v6 ? "]" : "", ":", port());
+  return StrCat(impl_->shared->tls != nullptr ? "https://" : "http://", is_v6 ? "[" : "",
+                impl_->host, is_v6 ? "]" : "", ":", port());
 }
 
 int64_t HttpServer::connections() const {

@@ -1,6 +1,6 @@
-// HttpServer: HTTP/1.1 over TCP or a Unix socket (Boost.Beast and Asio, in http_server.cc and
-// http_session.cc only). It limits what a client can take: connections, header, body, time. It
-// knows no route and no JSON but that of its own errors. Used by Server.
+// HttpServer: HTTP/1.1 over TCP, with TLS if wanted, or a Unix socket (Boost.Beast and Asio, in
+// http_server.cc and what it alone includes). It limits what a client can take: connections,
+// header, body, time. It knows no route and no JSON but that of its own errors. Used by Server.
 #pragma once
 
 #include <cstdint>
@@ -34,6 +34,9 @@ struct HttpAddress {
   std::string host = "127.0.0.1";
   int port = 8000;               // 0: any free one
   std::string unix_socket = {};  // if set, instead of host and port
+  // PEM files; both or none. Not with a Unix socket.
+  std::string tls_certificate = {};
+  std::string tls_key = {};
 };
 
 // What is known when an exchange is over.

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/strings.h"
+#include "server/sse.h"
 
 namespace lserve {
 namespace {
@@ -82,27 +83,195 @@ Json Scores(ReplyKind kind, const ScoredToken* first, size_t count, const Tokeni
                                   : CompletionScores(first, count, tokenizer);
 }
 
-Json Reason(std::optional<FinishReason> finished) {
-  if (!finished) return Json();
-  // No value of our own: clients map unknown ones to "other", or fail.
-  return Json(*finished == FinishReason::kLength ? "length" : "stop");
+// No value of our own: clients map unknown ones to "other", or fail.
+Json Reason(const ChoiceState& choice) {
+  if (!choice.finished) return Json();
+  if (*choice.finished == FinishReason::kLength) return Json("length");
+  return Json(choice.calls.empty() ? "stop" : "tool_calls");
 }
 
-Json::Object Head(const ReplyHead& head, const char* chat_object) {
-  return {{"id", Json(head.id)},
-          {"object", Json(head.kind == ReplyKind::kChat ? chat_object : "text_completion")},
-          {"created", Json(head.created)},
-          {"model", Json(head.model)}};
+Json UsageJson(const Usage& usage) {
+  return Json(Json::Object{
+      {"prompt_tokens", Json(usage.prompt_tokens)},
+      {"completion_tokens", Json(usage.completion_tokens)},
+      {"total_tokens", Json(usage.prompt_tokens + usage.completion_tokens)},
+      {"prompt_tokens_details", Json(Json::Object{{"cached_tokens", Json(usage.cached_tokens)}})}});
+}
+
+Json CallJson(const ToolCall& call) {
+  return Json(Json::Object{{"id", Json(call.id)},
+                           {"type", Json("function")},
+                           {"function", Json(Json::Object{{"name", Json(call.name)},
+                                                          {"arguments", Json(call.arguments)}})}});
+}
+
+class OpenAiReplies : public ReplyFormat {
+ public:
+  OpenAiReplies(OpenAiReplyOptions options, const Tokenizer& tokenizer)
+      : options_(std::move(options)), tokenizer_(tokenizer) {}
+
+  Json Whole(const std::vector<ChoiceState>& choices, const Usage& usage) override;
+  std::string Opening(int64_t) override { return ""; }
+  std::string Progress(const RequestStats& stats, int64_t done, double milliseconds) override;
+  std::string Step(const StreamStep& step) override;
+  std::string Closing(const std::vector<ChoiceState>& choices, const Usage& usage) override;
+  std::string Failure(const ApiError& error) override {
+    return StrCat(SseData(error.ToJson()), kSseDone);
+  }
+  std::string Heartbeat() const override { return std::string(kSseHeartbeat); }
+  Json Error(const ApiError& error) const override { return error.ToJson(); }
+
+ private:
+  bool is_chat() const { return options_.kind == ReplyKind::kChat; }
+  std::string Echo(size_t index) const {
+    return options_.echoes.empty() ? std::string() : options_.echoes[index];
+  }
+  Json::Object Head(const char* chat_object) const;
+  std::string Chunk(size_t index,
+                    Json::Object content,
+                    const ScoredToken* scored,
+                    const ChoiceState* ended) const;
+  Json MessageJson(const ChoiceState& choice) const;
+  // What a piece adds to the choice of a chunk.
+  Json::Object PieceJson(const OutputPiece& piece, size_t call) const;
+  Json::Object TextJson(std::string text, bool with_role) const;
+
+  const OpenAiReplyOptions options_;
+  const Tokenizer& tokenizer_;
+};
+
+Json::Object OpenAiReplies::Head(const char* chat_object) const {
+  return {{"id", Json(options_.id)},
+          {"object", Json(is_chat() ? chat_object : "text_completion")},
+          {"created", Json(options_.created)},
+          {"model", Json(options_.model)}};
+}
+
+Json OpenAiReplies::MessageJson(const ChoiceState& choice) const {
+  const bool is_call = !choice.calls.empty();
+  Json::Object message = {{"role", Json("assistant")},
+                          {"content", is_call && choice.text.empty() ? Json() : Json(choice.text)},
+                          {"refusal", Json()}};
+  if (is_call) {
+    Json::Array calls;
+    for (const ToolCall& call : choice.calls) calls.push_back(CallJson(call));
+    message.emplace_back("tool_calls", Json(std::move(calls)));
+  }
+  return Json(std::move(message));
+}
+
+Json OpenAiReplies::Whole(const std::vector<ChoiceState>& choices, const Usage& usage) {
+  Json::Array list;
+  for (size_t i = 0; i < choices.size(); ++i) {
+    const ChoiceState& choice = choices[i];
+    Json::Object one = {{"index", Json(static_cast<int64_t>(i))}};
+    if (is_chat()) {
+      one.emplace_back("message", MessageJson(choice));
+    } else {
+      one.emplace_back("text", Json(Echo(i) + choice.text));
+    }
+    one.emplace_back("logprobs", options_.scores ? Scores(options_.kind, choice.scored.data(),
+                                                          choice.scored.size(), tokenizer_)
+                                                 : Json());
+    one.emplace_back("finish_reason", Reason(choice));
+    list.emplace_back(std::move(one));
+  }
+  Json::Object reply = Head("chat.completion");
+  reply.emplace_back("choices", Json(std::move(list)));
+  reply.emplace_back("usage", UsageJson(usage));
+  reply.emplace_back("timings", TimingsJson(choices.front().stats));
+  return Json(std::move(reply));
+}
+
+std::string OpenAiReplies::Progress(const RequestStats& stats, int64_t done, double milliseconds) {
+  if (!options_.return_progress) return "";
+  Json::Object chunk = Head("chat.completion.chunk");
+  chunk.emplace_back("choices", Json(Json::Array{}));
+  chunk.emplace_back("prompt_progress", Json(Json::Object{{"total", Json(stats.prompt_tokens)},
+                                                          {"cache", Json(stats.cached_tokens)},
+                                                          {"processed", Json(done)},
+                                                          {"time_ms", Json(milliseconds)}}));
+  return SseData(Json(std::move(chunk)));
+}
+
+std::string OpenAiReplies::Chunk(size_t index,
+                                 Json::Object content,
+                                 const ScoredToken* scored,
+                                 const ChoiceState* ended) const {
+  Json::Object choice = {{"index", Json(static_cast<int64_t>(index))}};
+  for (Json::Member& member : content) choice.push_back(std::move(member));
+  choice.emplace_back("logprobs",
+                      scored != nullptr ? Scores(options_.kind, scored, 1, tokenizer_) : Json());
+  choice.emplace_back("finish_reason", ended != nullptr ? Reason(*ended) : Json());
+  Json::Object chunk = Head("chat.completion.chunk");
+  chunk.emplace_back("choices", Json(Json::Array{Json(std::move(choice))}));
+  if (options_.include_usage) chunk.emplace_back("usage", Json());
+  if (ended != nullptr) chunk.emplace_back("timings", TimingsJson(ended->stats));
+  return SseData(Json(std::move(chunk)));
+}
+
+Json::Object OpenAiReplies::TextJson(std::string text, bool with_role) const {
+  if (!is_chat()) return {{"text", Json(std::move(text))}};
+  Json::Object delta;
+  if (with_role) delta.emplace_back("role", Json("assistant"));
+  delta.emplace_back("content", Json(std::move(text)));
+  return {{"delta", Json(std::move(delta))}};
+}
+
+Json::Object OpenAiReplies::PieceJson(const OutputPiece& piece, size_t call) const {
+  if (piece.kind == OutputPiece::Kind::kText) return TextJson(piece.text, false);
+  Json::Object delta = {{"index", Json(static_cast<int64_t>(call))}};
+  if (piece.kind == OutputPiece::Kind::kCallBegin) {
+    delta.emplace_back("id", Json(piece.id));
+    delta.emplace_back("type", Json("function"));
+    delta.emplace_back("function",
+                       Json(Json::Object{{"name", Json(piece.text)}, {"arguments", Json("")}}));
+  } else {
+    delta.emplace_back("function", Json(Json::Object{{"arguments", Json(piece.text)}}));
+  }
+  Json::Object calls = {{"tool_calls", Json(Json::Array{Json(std::move(delta))})}};
+  return {{"delta", Json(std::move(calls))}};
+}
+
+std::string OpenAiReplies::Step(const StreamStep& step) {
+  std::string out;
+  const ScoredToken* scored = step.scored;
+  if (step.is_first && (is_chat() || !Echo(step.index).empty()))
+    out += Chunk(step.index, TextJson(Echo(step.index), true), nullptr, nullptr);
+  // Which call a piece belongs to: the last of the step's pieces belong to the last call.
+  size_t call = step.choice->calls.size();
+  for (const OutputPiece& piece : *step.pieces)
+    call -= piece.kind == OutputPiece::Kind::kCallBegin ? 1 : 0;
+  for (const OutputPiece& piece : *step.pieces) {
+    call += piece.kind == OutputPiece::Kind::kCallBegin ? 1 : 0;
+    if (piece.kind == OutputPiece::Kind::kCallEnd) continue;
+    const size_t index = piece.kind == OutputPiece::Kind::kText ? 0 : call - 1;
+    out += Chunk(step.index, PieceJson(piece, index), scored, nullptr);
+    scored = nullptr;
+  }
+  // A token without text, as the first byte of a character.
+  if (scored != nullptr) out += Chunk(step.index, TextJson("", false), scored, nullptr);
+  if (step.choice->finished) {
+    Json::Object nothing =
+        is_chat() ? Json::Object{{"delta", Json(Json::Object{})}} : TextJson("", false);
+    out += Chunk(step.index, std::move(nothing), nullptr, step.choice);
+  }
+  return out;
+}
+
+std::string OpenAiReplies::Closing(const std::vector<ChoiceState>&, const Usage& usage) {
+  if (!options_.include_usage) return std::string(kSseDone);
+  Json::Object chunk = Head("chat.completion.chunk");
+  chunk.emplace_back("choices", Json(Json::Array{}));
+  chunk.emplace_back("usage", UsageJson(usage));
+  return StrCat(SseData(Json(std::move(chunk))), kSseDone);
 }
 
 }  // namespace
 
-Json Usage::ToJson() const {
-  return Json(Json::Object{
-      {"prompt_tokens", Json(prompt_tokens)},
-      {"completion_tokens", Json(completion_tokens)},
-      {"total_tokens", Json(prompt_tokens + completion_tokens)},
-      {"prompt_tokens_details", Json(Json::Object{{"cached_tokens", Json(cached_tokens)}})}});
+std::unique_ptr<ReplyFormat> MakeOpenAiReplies(OpenAiReplyOptions options,
+                                               const Tokenizer& tokenizer) {
+  return std::make_unique<OpenAiReplies>(std::move(options), tokenizer);
 }
 
 Json TimingsJson(const RequestStats& stats) {
@@ -132,76 +301,6 @@ Json TimingsJson(const RequestStats& stats) {
   timings.emplace_back("sparse_steps", Json(stats.sparse_steps));
   timings.emplace_back("selections", Json(stats.selections));
   return Json(std::move(timings));
-}
-
-Json WholeReply(const ReplyHead& head,
-                const std::vector<ChoiceState>& choices,
-                const Usage& usage,
-                bool scores,
-                const Tokenizer& tokenizer) {
-  Json::Array list;
-  for (size_t i = 0; i < choices.size(); ++i) {
-    const ChoiceState& choice = choices[i];
-    Json::Object one = {{"index", Json(static_cast<int64_t>(i))}};
-    if (head.kind == ReplyKind::kChat) {
-      one.emplace_back("message", Json(Json::Object{{"role", Json("assistant")},
-                                                    {"content", Json(choice.text)},
-                                                    {"refusal", Json()}}));
-    } else {
-      one.emplace_back("text", Json(choice.text));
-    }
-    one.emplace_back(
-        "logprobs",
-        scores ? Scores(head.kind, choice.scored.data(), choice.scored.size(), tokenizer) : Json());
-    one.emplace_back("finish_reason", Reason(choice.finished));
-    list.emplace_back(std::move(one));
-  }
-  Json::Object reply = Head(head, "chat.completion");
-  reply.emplace_back("choices", Json(std::move(list)));
-  reply.emplace_back("usage", usage.ToJson());
-  reply.emplace_back("timings", TimingsJson(choices.front().stats));
-  return Json(std::move(reply));
-}
-
-Json Chunk(const ReplyHead& head, const ChunkParts& parts, const Tokenizer& tokenizer) {
-  Json::Object choice = {{"index", Json(static_cast<int64_t>(parts.index))}};
-  if (head.kind == ReplyKind::kChat) {
-    Json::Object delta;
-    if (parts.with_role) delta.emplace_back("role", Json("assistant"));
-    if (parts.with_role || !parts.finished)
-      delta.emplace_back("content", Json(std::string(parts.text)));
-    choice.emplace_back("delta", Json(std::move(delta)));
-  } else {
-    choice.emplace_back("text", Json(std::string(parts.text)));
-  }
-  choice.emplace_back(
-      "logprobs", parts.scored != nullptr ? Scores(head.kind, parts.scored, 1, tokenizer) : Json());
-  choice.emplace_back("finish_reason", Reason(parts.finished));
-  Json::Object chunk = Head(head, "chat.completion.chunk");
-  chunk.emplace_back("choices", Json(Json::Array{Json(std::move(choice))}));
-  if (parts.null_usage) chunk.emplace_back("usage", Json());
-  if (parts.timings != nullptr) chunk.emplace_back("timings", TimingsJson(*parts.timings));
-  return Json(std::move(chunk));
-}
-
-Json UsageChunk(const ReplyHead& head, const Usage& usage) {
-  Json::Object chunk = Head(head, "chat.completion.chunk");
-  chunk.emplace_back("choices", Json(Json::Array{}));
-  chunk.emplace_back("usage", usage.ToJson());
-  return Json(std::move(chunk));
-}
-
-Json ProgressChunk(const ReplyHead& head,
-                   const RequestStats& stats,
-                   int64_t processed,
-                   double milliseconds) {
-  Json::Object chunk = Head(head, "chat.completion.chunk");
-  chunk.emplace_back("choices", Json(Json::Array{}));
-  chunk.emplace_back("prompt_progress", Json(Json::Object{{"total", Json(stats.prompt_tokens)},
-                                                          {"cache", Json(stats.cached_tokens)},
-                                                          {"processed", Json(processed)},
-                                                          {"time_ms", Json(milliseconds)}}));
-  return Json(std::move(chunk));
 }
 
 }  // namespace lserve

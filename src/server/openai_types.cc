@@ -1,10 +1,9 @@
 #include "server/openai_types.h"
 
-#include <algorithm>
-#include <charconv>
-
 #include "base/strings.h"
 #include "server/body_fields.h"
+#include "server/shared_fields.h"
+#include "server/tool_fields.h"
 
 namespace lserve {
 namespace {
@@ -15,17 +14,17 @@ struct Unsupported {
   std::string_view instead;
 };
 constexpr Unsupported kUnsupported[] = {
-    {"tools", "describe the functions in the prompt and parse the answer"},
-    {"functions", "describe the functions in the prompt and parse the answer"},
+    {"functions", "use tools"},
+    {"function_call", "use tool_choice"},
     {"audio", "this server reads and writes text"},
     {"web_search_options", "this server has no access to the web"},
-    {"guided_json", "constrained output is not implemented"},
-    {"guided_regex", "constrained output is not implemented"},
-    {"guided_choice", "constrained output is not implemented"},
-    {"guided_grammar", "constrained output is not implemented"},
-    {"structured_outputs", "constrained output is not implemented"},
-    {"grammar", "constrained output is not implemented"},
-    {"json_schema", "constrained output is not implemented"},
+    {"guided_json", "use response_format"},
+    {"guided_regex", "use response_format with a schema that has a pattern"},
+    {"guided_choice", "use response_format with a schema that has an enum"},
+    {"guided_grammar", "use response_format with a schema"},
+    {"structured_outputs", "use response_format"},
+    {"grammar", "use response_format with a schema"},
+    {"json_schema", "use response_format"},
     {"use_beam_search", "ask for n choices instead"},
     {"length_penalty", "it belongs to beam search"},
     {"bad_words", "logit_bias forbids tokens"},
@@ -37,7 +36,6 @@ constexpr Unsupported kUnsupported[] = {
     {"continue_final_message", "use /v1/completions with the rendered prompt"},
     {"chat_template", "templates from requests are refused; the model's own one is used"},
     {"documents", "put the documents into a message"},
-    {"cache_salt", "run one server per tenant to keep prefix caches apart"},
     {"suffix", "put the text after the gap into the prompt"},
     {"typical_p", "use top_p or min_p"},
     {"mirostat", "use temperature and top_p"},
@@ -45,44 +43,14 @@ constexpr Unsupported kUnsupported[] = {
     {"xtc_probability", "use temperature"},
 };
 
-// null, false, "", [], {} and 0 ask for nothing.
-bool AsksForNothing(const Json& value) {
-  if (value.is_null()) return true;
-  if (value.is_bool()) return !value.as_bool();
-  if (value.is_string()) return value.as_string().empty();
-  if (value.is_array()) return value.as_array().empty();
-  if (value.is_object()) return value.as_object().empty();
-  return value.as_double() == 0;
-}
-
-ApiError NotImplemented(std::string_view name, std::string_view instead) {
-  return {.http_status = 400,
-          .message = StrCat(name, " is not implemented in this version: ", instead),
-          .code = "unsupported_parameter",
-          .param = std::string(name)};
-}
-
 void RefuseUnsupported(BodyFields& fields) {
   for (const auto& [name, instead] : kUnsupported) {
     const Json* value = fields.Find(name);
     if (value != nullptr && !AsksForNothing(*value)) fields.Fail(NotImplemented(name, instead));
   }
-  if (const Json* format = fields.Find("response_format")) {
-    const Json* type = format->Find("type");
-    if (type == nullptr || *type != Json("text")) {
-      fields.Fail(NotImplemented("response_format",
-                                 "only {\"type\":\"text\"}; ask for JSON in the prompt"));
-    }
-  }
   if (const Json* modalities = fields.Find("modalities")) {
     if (*modalities != Json(Json::Array{Json("text")})) {
       fields.Fail(NotImplemented("modalities", "only [\"text\"]"));
-    }
-  }
-  if (const Json* choice = fields.Find("tool_choice")) {
-    if (*choice != Json("none") && *choice != Json("auto")) {
-      fields.Fail(
-          NotImplemented("tool_choice", "only \"none\" and \"auto\", for there are no tools"));
     }
   }
   const Json* skip_special = fields.Find("skip_special_tokens");
@@ -91,69 +59,31 @@ void RefuseUnsupported(BodyFields& fields) {
   }
 }
 
-void ReadLogitBias(BodyFields& fields, GenerationParams* out) {
-  const Json* bias = fields.Find("logit_bias");
-  if (bias == nullptr) return;
-  if (!bias->is_object() || bias->as_object().size() > kMaxLogitBias) {
-    return fields.Wrong("logit_bias", *bias,
-                        StrCat("an object of at most ", kMaxLogitBias, " token ids and numbers"));
-  }
-  for (const auto& [name, value] : bias->as_object()) {
-    int32_t token = 0;
-    const std::from_chars_result end =
-        std::from_chars(name.data(), name.data() + name.size(), token);
-    const bool is_token =
-        end.ec == std::errc() && end.ptr == name.data() + name.size() && token >= 0;
-    if (!is_token || !value.is_number() || !(std::abs(value.as_double()) <= 100)) {
-      return fields.Fail(
-          "logit_bias", StrCat("logit_bias holds ", ShownValue(Json(name)), ": ", ShownValue(value),
-                               ", expected a token id and a number from -100 to 100"));
+void ReadFormat(BodyFields& fields, GenerationParams* out) {
+  const Json* format = fields.Find("response_format");
+  if (format == nullptr) return;
+  BodyFields inner(*format, "response_format.");
+  const std::string type = inner.String("type").value_or("");
+  if (type == "json_object") {
+    out->format.kind = OutputFormat::Kind::kJsonObject;
+  } else if (type == "json_schema") {
+    out->format.kind = OutputFormat::Kind::kJsonSchema;
+    out->format.where = "response_format.json_schema.schema";
+    const Json* named = inner.Find("json_schema");
+    const Json* schema = named == nullptr ? nullptr : named->Find("schema");
+    if (schema == nullptr) {
+      inner.Fail("json_schema",
+                 "response_format.json_schema.schema is missing, expected a JSON Schema");
+    } else {
+      out->format.schema = *schema;
     }
-    out->logit_bias.emplace_back(token, static_cast<float>(value.as_double()));
+  } else if (type != "text" && inner.ok()) {
+    inner.Fail("type", StrCat("response_format.type is ", ShownValue(Json(type)),
+                              ", expected text, json_object or json_schema"));
   }
-}
-
-void ReadSparse(BodyFields& fields, GenerationParams* out) {
-  const Json* value = fields.Find("sparse");
-  if (value == nullptr) return;
-  if (value->is_bool()) {
-    out->attention = value->as_bool() ? AttentionMode::kSparse : AttentionMode::kDense;
-    return;
-  }
-  BodyFields sparse(*value, "sparse.");
-  if (const std::optional<std::string> mode = sparse.String("attention")) {
-    out->attention = ParseAttentionMode(*mode);
-    if (!out->attention) {
-      sparse.Wrong("attention", *sparse.Find("attention"), "\"auto\", \"dense\" or \"sparse\"");
-    }
-  }
-  // AttentionSettings::Problems() knows the exact range; the engine checks it.
-  if (const auto budget = sparse.Int("token_budget", 1, INT32_MAX))
-    out->token_budget = static_cast<int>(*budget);
-  if (sparse.ok() && value->is_object()) {
-    for (const auto& [name, member] : value->as_object()) {
-      if (name == "attention" || name == "token_budget") continue;
-      // Our own field: an unknown name is a typing error that would go unnoticed.
-      sparse.Fail("", StrCat("sparse.", ShownValue(Json(name)),
-                             " is unknown, expected attention or token_budget"));
-    }
-  }
-  if (sparse.error()) fields.Fail(*sparse.error());
-}
-
-void ReadSampling(BodyFields& fields, GenerationParams* out) {
-  out->temperature = fields.Number("temperature", 0, 2);
-  out->top_p = fields.Number("top_p", 0, 1);
-  out->min_p = fields.Number("min_p", 0, 1);
-  out->presence_penalty = fields.Number("presence_penalty", -2, 2);
-  out->frequency_penalty = fields.Number("frequency_penalty", -2, 2);
-  out->repetition_penalty = fields.Number("repetition_penalty", 0, 100);
-  if (!out->repetition_penalty) out->repetition_penalty = fields.Number("repeat_penalty", 0, 100);
-  out->top_k = fields.Int("top_k", -1, INT32_MAX);
-  // vLLM's and llama.cpp's spelling of "off".
-  if (out->top_k == -1) out->top_k = 0;
-  out->seed = fields.Int("seed", INT64_MIN, INT64_MAX);
-  ReadLogitBias(fields, out);
+  if (inner.error()) fields.Fail(*inner.error());
+  if (out->format.kind != OutputFormat::Kind::kText)
+    CheckEndsItself(fields, "response_format", *out);
 }
 
 void ReadParams(BodyFields& fields, GenerationParams* out) {
@@ -178,30 +108,43 @@ void ReadParams(BodyFields& fields, GenerationParams* out) {
   out->stop_token_ids = fields.TokenIds("stop_token_ids", kMaxStopTokenIds);
   ReadSampling(fields, out);
   ReadSparse(fields, out);
+  ReadCacheSalt(fields, out);
+  ReadFormat(fields, out);
   RefuseUnsupported(fields);
 }
 
-// The text of a message's content: a string, null, or text parts.
-std::optional<std::string> ContentText(const Json* content, std::string* why) {
-  if (content == nullptr || content->is_null()) return "";
-  if (content->is_string()) return content->as_string();
-  if (!content->is_array()) {
-    *why =
-        StrCat("content is ", content->TypeName(), ", expected a string or a list of text parts");
+// The calls that an assistant made earlier, their arguments as JSON: templates write them.
+std::optional<Json> ReadCalls(std::string_view role, const Json& calls, std::string* why) {
+  if (role != "assistant" || !calls.is_array() || calls.as_array().size() > kMaxTools) {
+    *why = StrCat("tool_calls is ", ShownValue(calls), " of the role ",
+                  ShownValue(Json(std::string(role))), ", expected a list of at most ", kMaxTools,
+                  " calls of the assistant");
     return std::nullopt;
   }
-  std::string text;
-  for (const Json& part : content->as_array()) {
-    const Json* type = part.Find("type");
-    const Json* piece = part.Find("text");
-    if (type == nullptr || *type != Json("text") || piece == nullptr || !piece->is_string()) {
-      *why = StrCat("content has a part of type ", type == nullptr ? "null" : ShownValue(*type),
-                    ", expected {\"type\":\"text\",\"text\":...}; this server reads text only");
+  Json::Array read;
+  for (const Json& call : calls.as_array()) {
+    const Json* function = call.Find("function");
+    const Json* name = function == nullptr ? nullptr : function->Find("name");
+    const Json* arguments = function == nullptr ? nullptr : function->Find("arguments");
+    if (name == nullptr || !name->is_string() || !IsToolName(name->as_string()) ||
+        (arguments != nullptr && !arguments->is_string() && !arguments->is_object())) {
+      *why =
+          "tool_calls holds no {\"function\":{\"name\":...,\"arguments\":\"{...}\"}}, expected it";
       return std::nullopt;
     }
-    text += piece->as_string();
+    Json value = arguments == nullptr ? Json(Json::Object{}) : *arguments;
+    if (value.is_string()) {
+      // A model may have written what is no JSON: then the template gets the text.
+      Result<Json> parsed = ParseJson(value.as_string().empty() ? "{}" : value.as_string());
+      if (parsed.ok()) value = std::move(parsed).value();
+    }
+    const Json* id = call.Find("id");
+    read.emplace_back(Json::Object{
+        {"id", id == nullptr || !id->is_string() ? Json("") : *id},
+        {"type", Json("function")},
+        {"function", Json(Json::Object{{"name", *name}, {"arguments", std::move(value)}})}});
   }
-  return text;
+  return Json(std::move(read));
 }
 
 std::optional<Json> ReadMessage(const Json& message, std::string* why) {
@@ -214,19 +157,29 @@ std::optional<Json> ReadMessage(const Json& message, std::string* why) {
   std::string name = role->as_string();
   // OpenAI's newer name of the same thing, which the templates of open models do not know.
   if (name == "developer") name = "system";
-  if (name != "system" && name != "user" && name != "assistant") {
+  if (name != "system" && name != "user" && name != "assistant" && name != "tool") {
     *why = StrCat("role is ", ShownValue(*role),
-                  ", expected system, developer, user or assistant; tools are not implemented");
-    return std::nullopt;
-  }
-  const Json* calls = message.Find("tool_calls");
-  if (calls != nullptr && !AsksForNothing(*calls)) {
-    *why = "tool_calls are not implemented in this version; put the call into the content";
+                  ", expected system, developer, user, assistant or tool");
     return std::nullopt;
   }
   std::optional<std::string> text = ContentText(message.Find("content"), why);
   if (!text) return std::nullopt;
-  return Json(Json::Object{{"role", Json(std::move(name))}, {"content", Json(*std::move(text))}});
+  Json::Object read = {{"role", Json(name)}, {"content", Json(*std::move(text))}};
+  const Json* calls = message.Find("tool_calls");
+  if (calls != nullptr && !AsksForNothing(*calls)) {
+    std::optional<Json> list = ReadCalls(name, *calls, why);
+    if (!list) return std::nullopt;
+    read.emplace_back("tool_calls", *std::move(list));
+  }
+  const Json* call_id = message.Find("tool_call_id");
+  if (name == "tool") {
+    if (call_id == nullptr || !call_id->is_string()) {
+      *why = "tool_call_id is missing, expected the id of the call that this is the result of";
+      return std::nullopt;
+    }
+    read.emplace_back("tool_call_id", *call_id);
+  }
+  return Json(std::move(read));
 }
 
 void ReadChat(BodyFields& fields, ChatBody* out) {
@@ -263,6 +216,58 @@ void ReadChat(BodyFields& fields, ChatBody* out) {
     }
   }
   out->template_arguments = *arguments;
+}
+
+void ReadToolChoice(BodyFields& fields, ToolOptions* out) {
+  const Json* choice = fields.Find("tool_choice");
+  if (choice == nullptr) return;
+  if (*choice == Json("auto")) return;
+  if (*choice == Json("none")) {
+    out->choice = ToolOptions::Choice::kNone;
+    return;
+  }
+  const Json* function = choice->Find("function");
+  const Json* name = function == nullptr ? nullptr : function->Find("name");
+  const bool is_named = name != nullptr && name->is_string();
+  if (*choice != Json("required") && !is_named) {
+    return fields.Wrong("tool_choice", *choice,
+                        "\"none\", \"auto\", \"required\" or "
+                        "{\"type\":\"function\",\"function\":{\"name\":...}}");
+  }
+  out->choice = ToolOptions::Choice::kRequired;
+  if (is_named) out->only = name->as_string();
+  CheckToolChoice(fields, *out);
+}
+
+void ReadTools(BodyFields& fields, ToolOptions* out) {
+  out->parallel = fields.Bool("parallel_tool_calls").value_or(true);
+  const Json* tools = fields.Find("tools");
+  if (tools != nullptr && !tools->is_array()) return fields.Wrong("tools", *tools, "a list");
+  for (size_t i = 0; tools != nullptr && i < tools->as_array().size(); ++i) {
+    const Json& tool = tools->as_array()[i];
+    const std::string where = StrCat("tools[", i, "].");
+    BodyFields inner(tool, where);
+    const std::string type = inner.String("type").value_or("function");
+    const Json* function = inner.Find("function");
+    if (type != "function" || function == nullptr) {
+      return fields.Fail(StrCat("tools[", i, "]"),
+                         StrCat("tools[", i,
+                                "] is no function, expected "
+                                "{\"type\":\"function\",\"function\":{\"name\":...}}; this server "
+                                "runs no tools of its own"));
+    }
+    BodyFields named(*function, where + "function.");
+    const std::string name = named.String("name").value_or("");
+    const std::string description = named.String("description").value_or("");
+    AddTool(fields,
+            {name, description, function->Find("parameters"), where + "function.", "parameters"},
+            out);
+    for (const BodyFields* part : {&inner, &named}) {
+      if (part->error()) return fields.Fail(*part->error());
+    }
+    if (!fields.ok()) return;
+  }
+  ReadToolChoice(fields, out);
 }
 
 void ReadPrompts(BodyFields& fields, CompletionBody* out) {
@@ -315,6 +320,8 @@ std::optional<ApiError> ParseBody(const Json& json, ChatBody* out) {
   BodyFields fields(json);
   ReadChat(fields, out);
   ReadParams(fields, &out->params);
+  ReadTools(fields, &out->tools);
+  if (out->tools.enabled()) CheckEndsItself(fields, "tools", out->params);
   const bool wanted = fields.Bool("logprobs").value_or(false);
   const std::optional<int64_t> top = fields.Int("top_logprobs", 0, kMaxTopLogprobs);
   if (wanted) out->params.top_logprobs = static_cast<int>(top.value_or(0));

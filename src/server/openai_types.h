@@ -13,6 +13,7 @@
 #include "base/json.h"
 #include "lserve/request.h"
 #include "server/api_error.h"
+#include "server/output_options.h"
 
 namespace lserve {
 
@@ -21,6 +22,7 @@ inline constexpr int kMaxChoices = 16;
 inline constexpr size_t kMaxPrompts = 64;
 inline constexpr size_t kMaxStops = 16;
 inline constexpr size_t kMaxStopBytes = 1024;
+inline constexpr size_t kMaxCacheSaltBytes = 256;
 inline constexpr size_t kMaxStopTokenIds = 256;
 inline constexpr size_t kMaxLogitBias = 1024;
 inline constexpr int kMaxTopLogprobs = 20;
@@ -52,6 +54,9 @@ struct GenerationParams {
   std::optional<int64_t> seed;
   std::vector<std::pair<int32_t, float>> logit_bias;
 
+  OutputFormat format;     // response_format
+  std::string cache_salt;  // shares prefixes with requests of the same salt only
+
   // "sparse": {"attention": ..., "token_budget": ...}
   std::optional<AttentionMode> attention;
   std::optional<int> token_budget;
@@ -59,7 +64,10 @@ struct GenerationParams {
 
 struct ChatBody {
   GenerationParams params;
-  Json messages;  // of {"role", "content"} with text contents
+  // Of {"role", "content"} with text contents; an assistant's may have "tool_calls" (OpenAI's, the
+  // arguments parsed), a tool's has "tool_call_id".
+  Json messages;
+  ToolOptions tools;
   Json template_arguments = Json(Json::Object{});
   bool add_generation_prompt = true;
 };

@@ -2,14 +2,17 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
-#include <random>
 #include <utility>
 
 #include "base/strings.h"
 #include "lserve/version.h"
+#include "server/anthropic_replies.h"
+#include "server/anthropic_types.h"
 #include "server/auth.h"
 #include "server/body_fields.h"
+#include "server/ids.h"
+#include "server/responses_replies.h"
+#include "server/responses_types.h"
 
 namespace lserve {
 namespace {
@@ -19,17 +22,24 @@ struct RouteInfo {
   std::string_view method;
 };
 constexpr RouteInfo kRoutes[] = {
-    {"/health", "GET"},          {"/ready", "GET"},     {"/version", "GET"},
-    {"/metrics", "GET"},         {"/v1/models", "GET"}, {"/v1/chat/completions", "POST"},
-    {"/v1/completions", "POST"}, {"/tokenize", "POST"}, {"/detokenize", "POST"},
+    {"/health", "GET"},
+    {"/ready", "GET"},
+    {"/version", "GET"},
+    {"/metrics", "GET"},
+    {"/v1/models", "GET"},
+    {"/v1/chat/completions", "POST"},
+    {"/v1/completions", "POST"},
+    {"/tokenize", "POST"},
+    {"/detokenize", "POST"},
     {"/apply-template", "POST"},
+    {"/reset_prefix_cache", "POST"},
+    {"/v1/messages", "POST"},
+    {"/v1/messages/count_tokens", "POST"},
+    {"/v1/responses", "POST"},
 };
 constexpr std::string_view kModelPrefix = "/v1/models/";
 // What peers have and this server does not: said by name, so that nobody looks for a typing error.
-constexpr std::string_view kNotImplemented[] = {"/v1/responses",
-                                                "/v1/messages",
-                                                "/v1/messages/count_tokens",
-                                                "/v1/embeddings",
+constexpr std::string_view kNotImplemented[] = {"/v1/embeddings",
                                                 "/v1/audio/speech",
                                                 "/v1/audio/transcriptions",
                                                 "/v1/images/generations",
@@ -51,26 +61,6 @@ const RouteInfo* FindRoute(std::string_view path) {
 // Probes come without a key; everything else is closed by default.
 bool IsPublic(std::string_view path) {
   return path == "/health" || path == "/ready";
-}
-
-// A random name, "chatcmpl-6f..."; also used for seeds.
-uint64_t RandomBits() {
-  thread_local std::random_device device;
-  return (uint64_t{device()} << 32) | device();
-}
-std::string RandomName(std::string_view prefix) {
-  constexpr char kDigits[] = "0123456789abcdef";
-  std::string name(prefix);
-  for (int word = 0; word < 2; ++word) {
-    uint64_t bits = RandomBits();
-    for (int i = 0; i < 12; ++i, bits >>= 4) name.push_back(kDigits[bits & 15u]);
-  }
-  return name;
-}
-
-int64_t UnixSeconds() {
-  const auto now = std::chrono::system_clock::now().time_since_epoch();
-  return std::chrono::duration_cast<std::chrono::seconds>(now).count();
 }
 
 // The client's own id if it can stand in a header and a log, else a new one.
@@ -137,9 +127,19 @@ ApiError FromRefusal(const Refusal& refusal) {
   return error;
 }
 
-// Parses the body of a POST into one of the structs of openai_types.h.
-template <class Body>
-std::optional<ApiError> ReadBody(const HttpRequest& request, Body* out) {
+// The protocol of a path: its errors look different.
+bool IsAnthropic(std::string_view path) {
+  return path == "/v1/messages" || path.starts_with("/v1/messages/");
+}
+
+// What changes the server for everybody: an admin's key opens it, no other, and without one nobody.
+bool IsAdmin(std::string_view path) {
+  return path == "/reset_prefix_cache";
+}
+
+// Reads the body of a POST with one of the parsers of bodies.
+template <class Parse>
+std::optional<ApiError> ReadBodyWith(const HttpRequest& request, const Parse& parse) {
   if (!IsJsonType(request.Header("content-type"))) {
     // Also keeps pages of other sites out, which may send text/plain without asking first.
     return ApiError{.http_status = 415,
@@ -150,7 +150,11 @@ std::optional<ApiError> ReadBody(const HttpRequest& request, Body* out) {
   }
   Result<Json> json = ParseJson(request.body);
   if (!json.ok()) return ApiError{.message = json.status().message(), .code = "invalid_json"};
-  return ParseBody(json.value(), out);
+  return parse(json.value());
+}
+template <class Body>
+std::optional<ApiError> ReadBody(const HttpRequest& request, Body* out) {
+  return ReadBodyWith(request, [&](const Json& json) { return ParseBody(json, out); });
 }
 
 }  // namespace
@@ -163,7 +167,9 @@ Service::Service(ServiceConfig config,
       engine_(engine),
       metrics_(metrics),
       connections_(std::move(connections)),
-      started_at_(UnixSeconds()) {}
+      started_at_(UnixSeconds()),
+      tool_style_(ToolStyleOf(engine->engine().tokenizer()->ChatTemplateSource())),
+      grammars_(engine->engine().tokenizer(), engine->engine().info().end_tokens) {}
 
 std::string Service::HandlerName(std::string_view path) {
   if (FindRoute(path) != nullptr) return std::string(path);
@@ -181,9 +187,10 @@ void Service::SendError(const Call& call, const ApiError& error) {
   // openai's clients would try again what can never work.
   if (error.http_status == 501) headers.emplace_back("x-should-retry", "false");
   call.exchange->Note("error", error.code);
-  call.exchange->Respond({.status = error.http_status,
-                          .body = WriteJson(error.ToJson()),
-                          .headers = std::move(headers)});
+  const bool is_anthropic = IsAnthropic(call.request().path);
+  const Json body = is_anthropic ? AnthropicErrorJson(error) : error.ToJson();
+  call.exchange->Respond(
+      {.status = error.http_status, .body = WriteJson(body), .headers = std::move(headers)});
 }
 
 void Service::Handle(const std::shared_ptr<Exchange>& exchange) const {
@@ -200,8 +207,7 @@ void Service::Handle(const std::shared_ptr<Exchange>& exchange) const {
     }
     return exchange->Respond({.status = 204, .headers = call.headers});
   }
-  if (!config_.api_keys.empty() && !IsPublic(request.path) &&
-      !IsKnownKey(PresentedKey(request), config_.api_keys)) {
+  if (!MayAsk(request)) {
     call.headers.emplace_back("WWW-Authenticate", "Bearer");
     return SendError(
         call,
@@ -210,6 +216,14 @@ void Service::Handle(const std::shared_ptr<Exchange>& exchange) const {
          .code = "invalid_api_key"});
   }
   Route(call);
+}
+
+bool Service::MayAsk(const HttpRequest& request) const {
+  if (IsPublic(request.path)) return true;
+  const std::string_view key = PresentedKey(request);
+  if (IsKnownKey(key, config_.admin_keys)) return true;
+  return IsAdmin(request.path) ? false
+                               : config_.api_keys.empty() || IsKnownKey(key, config_.api_keys);
 }
 
 void Service::Route(const Call& call) const {
@@ -254,6 +268,10 @@ void Service::Route(const Call& call) const {
   if (path == "/v1/models") return Models(call, "");
   if (path == "/v1/chat/completions") return Chat(call);
   if (path == "/v1/completions") return Completions(call);
+  if (path == "/reset_prefix_cache") return ResetPrefixCache(call);
+  if (path == "/v1/messages") return Messages(call);
+  if (path == "/v1/messages/count_tokens") return CountTokens(call);
+  if (path == "/v1/responses") return Responses(call);
   if (path == "/tokenize") return Tokenize(call);
   if (path == "/detokenize") return Detokenize(call);
   return ApplyTemplate(call);
@@ -278,6 +296,11 @@ void Service::Ready(const Call& call) const {
        Json(Json::Object{{"status", Json(status)},
                          {"seconds_since_last_step", Json(engine.seconds_since_last_step)}}),
        why.empty() ? 200 : 503);
+}
+
+void Service::ResetPrefixCache(const Call& call) const {
+  engine_->DropPrefixes();
+  Send(call, Json(Json::Object{{"status", Json("ok")}}));
 }
 
 Json Service::ModelJson(const std::string& name) const {
@@ -312,7 +335,8 @@ std::optional<ApiError> Service::CheckModel(const std::string& model) const {
 
 std::optional<ApiError> Service::Render(const ChatBody& body, RenderedPrompt* out) const {
   ChatRequest request;
-  request.messages = body.messages;
+  request.messages = MessagesForTemplate(tool_style_, body.messages, body.tools);
+  request.tools = ToolsForTemplate(tool_style_, body.tools);
   request.extra = body.template_arguments;
   request.add_generation_prompt = body.add_generation_prompt;
   request.date = config_.date;
@@ -326,13 +350,67 @@ void Service::Chat(const Call& call) const {
   ChatBody body;
   if (const auto error = ReadBody(call.request(), &body)) return SendError(call, *error);
   if (const auto error = CheckModel(body.params.model)) return SendError(call, *error);
+  auto format = MakeOpenAiReplies({.kind = ReplyKind::kChat,
+                                   .id = RandomName("chatcmpl-"),
+                                   .created = UnixSeconds(),
+                                   .model = ModelName(body.params),
+                                   .include_usage = body.params.include_usage,
+                                   .return_progress = body.params.return_progress,
+                                   .scores = body.params.top_logprobs.has_value()},
+                                  *engine_->engine().tokenizer());
+  Converse(call, std::move(body), std::move(format));
+}
+
+void Service::Converse(const Call& call, ChatBody body, std::unique_ptr<ReplyFormat> format) const {
+  Answering answering;
+  answering.prompts.resize(1);
+  if (const auto error = TokenizeChat(body, &answering.prompts[0])) return SendError(call, *error);
+  answering.format = std::move(format);
+  answering.tool_style = tool_style_;
+  answering.tools = std::move(body.tools);
+  Generate(call, body.params, std::move(answering));
+}
+
+void Service::Messages(const Call& call) const {
+  ChatBody body;
+  const auto parse = [&](const Json& json) { return ParseMessagesBody(json, false, &body); };
+  if (const auto error = ReadBodyWith(call.request(), parse)) return SendError(call, *error);
+  if (const auto error = CheckModel(body.params.model)) return SendError(call, *error);
+  auto format = MakeAnthropicReplies(ModelName(body.params));
+  Converse(call, std::move(body), std::move(format));
+}
+
+void Service::CountTokens(const Call& call) const {
+  ChatBody body;
+  const auto parse = [&](const Json& json) { return ParseMessagesBody(json, true, &body); };
+  if (const auto error = ReadBodyWith(call.request(), parse)) return SendError(call, *error);
+  if (const auto error = CheckModel(body.params.model)) return SendError(call, *error);
+  std::vector<int32_t> tokens;
+  if (const auto error = TokenizeChat(body, &tokens)) return SendError(call, *error);
+  Send(call, Json(Json::Object{{"input_tokens", Json(static_cast<int64_t>(tokens.size()))}}));
+}
+
+void Service::Responses(const Call& call) const {
+  ChatBody body;
+  const auto parse = [&](const Json& json) { return ParseResponsesBody(json, &body); };
+  if (const auto error = ReadBodyWith(call.request(), parse)) return SendError(call, *error);
+  if (const auto error = CheckModel(body.params.model)) return SendError(call, *error);
+  auto format = MakeResponsesReplies(ModelName(body.params), body);
+  Converse(call, std::move(body), std::move(format));
+}
+
+std::optional<ApiError> Service::TokenizeChat(const ChatBody& body,
+                                              std::vector<int32_t>* out) const {
   RenderedPrompt rendered;
-  if (const auto error = Render(body, &rendered)) return SendError(call, *error);
+  if (auto error = Render(body, &rendered)) return error;
   Result<std::vector<TokenId>> tokens = engine_->engine().tokenizer()->EncodeChat(rendered);
-  if (!tokens.ok()) return SendError(call, BadField("messages", tokens.status().message()));
-  std::vector<Prompt> prompts(1);
-  prompts[0].tokens = std::move(tokens).value();
-  Generate(call, ReplyKind::kChat, body.params, std::move(prompts));
+  if (!tokens.ok()) return BadField("messages", tokens.status().message());
+  *out = std::move(tokens).value();
+  return std::nullopt;
+}
+
+std::string Service::ModelName(const GenerationParams& params) const {
+  return params.model.empty() ? config_.served_model_names[0] : params.model;
 }
 
 void Service::Completions(const Call& call) const {
@@ -340,26 +418,38 @@ void Service::Completions(const Call& call) const {
   if (const auto error = ReadBody(call.request(), &body)) return SendError(call, *error);
   if (const auto error = CheckModel(body.params.model)) return SendError(call, *error);
   const Tokenizer& tokenizer = *engine_->engine().tokenizer();
-  std::vector<Prompt> prompts;
+  Answering answering;
+  std::vector<std::string> echoes;
   for (CompletionPrompt& given : body.prompts) {
-    Prompt prompt;
+    std::vector<int32_t> prompt;
+    std::string echo;
     if (given.token_ids.empty()) {
       Result<std::vector<TokenId>> tokens = tokenizer.Encode(given.text);
       if (!tokens.ok()) return SendError(call, BadField("prompt", tokens.status().message()));
-      prompt.tokens = std::move(tokens).value();
-      if (body.echo) prompt.echo = std::move(given.text);
+      prompt = std::move(tokens).value();
+      if (body.echo) echo = std::move(given.text);
     } else {
       // Before decoding, for an id beyond the vocabulary is the client's mistake.
-      prompt.tokens = std::move(given.token_ids);
+      prompt = std::move(given.token_ids);
       if (body.echo) {
-        Result<std::string> text = tokenizer.Decode(prompt.tokens);
+        Result<std::string> text = tokenizer.Decode(prompt);
         if (!text.ok()) return SendError(call, BadField("prompt", text.status().message()));
-        prompt.echo = std::move(text).value();
+        echo = std::move(text).value();
       }
     }
-    prompts.push_back(std::move(prompt));
+    answering.prompts.push_back(std::move(prompt));
+    if (body.echo) echoes.insert(echoes.end(), static_cast<size_t>(body.params.n), echo);
   }
-  Generate(call, ReplyKind::kCompletion, body.params, std::move(prompts));
+  answering.format = MakeOpenAiReplies({.kind = ReplyKind::kCompletion,
+                                        .id = RandomName("cmpl-"),
+                                        .created = UnixSeconds(),
+                                        .model = ModelName(body.params),
+                                        .include_usage = body.params.include_usage,
+                                        .return_progress = body.params.return_progress,
+                                        .scores = body.params.top_logprobs.has_value(),
+                                        .echoes = std::move(echoes)},
+                                       tokenizer);
+  Generate(call, body.params, std::move(answering));
 }
 
 std::optional<ApiError> Service::MakeRequest(const GenerationParams& params,
@@ -383,6 +473,7 @@ std::optional<ApiError> Service::MakeRequest(const GenerationParams& params,
   request.ignore_eos = params.ignore_eos;
   request.stop = params.stop;
   request.stop_token_ids = params.stop_token_ids;
+  request.cache_salt = params.cache_salt;
   if (params.attention || params.token_budget) {
     AttentionSettings attention = engine.config().attention;
     attention.mode = params.attention.value_or(attention.mode);
@@ -411,38 +502,36 @@ std::optional<ApiError> Service::MakeRequest(const GenerationParams& params,
 }
 
 void Service::Generate(const Call& call,
-                       ReplyKind kind,
                        const GenerationParams& params,
-                       std::vector<Prompt> prompts) const {
+                       Answering answering) const {
+  std::shared_ptr<TokenMasker> masker;
+  if (const auto error =
+          grammars_.Find(params.format, answering.tools, answering.tool_style, &masker))
+    return SendError(call, *error);
   std::vector<Request> requests;
-  std::vector<std::string> echoes;
-  for (Prompt& prompt : prompts) {
+  for (std::vector<int32_t>& prompt : answering.prompts) {
     Request request;
-    if (const auto error = MakeRequest(params, std::move(prompt.tokens), &request))
+    if (const auto error = MakeRequest(params, std::move(prompt), &request))
       return SendError(call, *error);
     for (int i = 0; i < params.n; ++i) {
       requests.push_back(request);
       requests.back().sampling.seed += static_cast<uint64_t>(i);
-      if (!prompt.echo.empty()) echoes.push_back(prompt.echo);
+      if (masker != nullptr)
+        requests.back().constraint = std::make_shared<GrammarConstraint>(masker);
     }
   }
   // With one prompt and several choices, the others start where the first one's kept prefix ends.
-  const bool first_alone = config_.prefix_caching && prompts.size() == 1 && params.n > 1;
+  const bool first_alone = config_.prefix_caching && answering.prompts.size() == 1 && params.n > 1;
   GenerationSetup setup;
   setup.exchange = call.exchange;
   setup.engine = engine_;
-  setup.head = {.kind = kind,
-                .id = RandomName(kind == ReplyKind::kChat ? "chatcmpl-" : "cmpl-"),
-                .created = UnixSeconds(),
-                .model = params.model.empty() ? config_.served_model_names[0] : params.model};
+  setup.format = std::move(answering.format);
   setup.headers = call.headers;
   setup.stream = params.stream;
-  setup.include_usage = params.include_usage;
-  setup.return_progress = params.return_progress;
   setup.choices_per_prompt = static_cast<size_t>(params.n);
-  setup.scores = params.top_logprobs.has_value();
-  setup.echoes = std::move(echoes);
   setup.stop_token_ids = params.stop_token_ids;
+  setup.tool_style = answering.tool_style;
+  setup.tools = std::move(answering.tools);
   setup.heartbeat_seconds = config_.heartbeat_seconds;
   if (const auto refusal = Generation::Start(std::move(setup), std::move(requests), first_alone,
                                              params.top_logprobs)) {

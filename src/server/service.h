@@ -15,7 +15,9 @@
 #include "server/exchange.h"
 #include "server/generation.h"
 #include "server/metrics.h"
+#include "server/openai_replies.h"
 #include "server/openai_types.h"
+#include "server/output_grammar.h"
 
 namespace lserve {
 
@@ -23,6 +25,7 @@ struct ServiceConfig {
   // What clients call the model; the first is what replies say. Never empty.
   std::vector<std::string> served_model_names;
   std::vector<std::string> api_keys;         // empty: anybody may ask
+  std::vector<std::string> admin_keys;       // open admin routes as well; empty: those are closed
   std::vector<std::string> allowed_origins;  // CORS; "*": every page
   SamplingParams default_sampling;
   // Of a request that gives none; cut to what the context and the cache leave.
@@ -58,24 +61,34 @@ class Service {
     const HttpRequest& request() const { return exchange->request(); }
   };
 
+  bool MayAsk(const HttpRequest& request) const;
   void Route(const Call& call) const;
   void Health(const Call& call) const;
   void Ready(const Call& call) const;
+  void ResetPrefixCache(const Call& call) const;
   void Models(const Call& call, std::string_view id) const;
   void Chat(const Call& call) const;
   void Completions(const Call& call) const;
+  void Messages(const Call& call) const;  // Anthropic's
+  void CountTokens(const Call& call) const;
+  void Responses(const Call& call) const;
   void Tokenize(const Call& call) const;
   void Detokenize(const Call& call) const;
   void ApplyTemplate(const Call& call) const;
 
-  struct Prompt {
-    std::vector<int32_t> tokens;
-    std::string echo;
+  // What a generation needs beside its parameters.
+  struct Answering {
+    std::unique_ptr<ReplyFormat> format;
+    std::vector<std::vector<int32_t>> prompts;  // token ids
+    ToolStyle tool_style = ToolStyle::kDescribed;
+    ToolOptions tools = {};
   };
-  void Generate(const Call& call,
-                ReplyKind kind,
-                const GenerationParams& params,
-                std::vector<Prompt> prompts) const;
+  void Generate(const Call& call, const GenerationParams& params, Answering answering) const;
+  // The answer to a conversation, said by `format`.
+  void Converse(const Call& call, ChatBody body, std::unique_ptr<ReplyFormat> format) const;
+  // The prompt of a conversation.
+  std::optional<ApiError> TokenizeChat(const ChatBody& body, std::vector<int32_t>* out) const;
+  std::string ModelName(const GenerationParams& params) const;
   std::optional<ApiError> MakeRequest(const GenerationParams& params,
                                       std::vector<int32_t> prompt,
                                       Request* out) const;
@@ -91,6 +104,8 @@ class Service {
   Metrics* const metrics_;
   const std::function<int64_t()> connections_;
   const int64_t started_at_;  // Unix seconds
+  const ToolStyle tool_style_;
+  mutable OutputGrammars grammars_;  // thread-safe
   std::atomic<bool> draining_ = false;
 };
 

@@ -142,6 +142,7 @@ Result<ChatTemplate> ChatTemplate::Parse(std::string_view source,
   out.variables_ = variables;
   out.limits_ = limits;
   out.where_ = std::move(where);
+  out.source_ = std::string(source);
   return out;
 }
 

@@ -62,12 +62,15 @@ class ChatTemplate {
   // Thread-safe: rendering changes nothing here.
   Result<RenderedPrompt> Render(const ChatRequest& request) const;
 
+  const std::string& source() const { return source_; }
+
  private:
   ChatTemplate() = default;
   std::shared_ptr<const jinja::Template> template_;
   Json variables_;
   ChatTemplateLimits limits_;
   std::string where_;
+  std::string source_;
 };
 
 }  // namespace lserve

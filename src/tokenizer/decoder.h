@@ -33,6 +33,10 @@ class Decoder {
   // Leading text to drop, at most `strip_count` times, at the start of the whole output.
   const std::string& strip_text() const { return strip_text_; }
   int strip_count() const { return strip_count_; }
+  // A space that begins the whole output does not show.
+  bool drops_leading_space() const {
+    return !first_token_drop_.empty() || (strip_count_ > 0 && strip_text_ == " ");
+  }
 
  private:
   Status AddStep(const Json& json, std::string_view where, int depth);

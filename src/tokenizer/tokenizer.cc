@@ -102,6 +102,8 @@ struct Tokenizer::Impl {
   Status BuildTables();
   void ReadTemplates(const TokenizerConfig& config, const TokenizerFiles& files);
   std::optional<TokenId> Find(std::string_view token) const;
+  // Null if there is none.
+  const Result<ChatTemplate>* FindTemplate(bool with_tools) const;
   // What the decoder gets for `id`. REQUIRES: it has a token.
   const std::string& SpellingOf(size_t id) const {
     const auto changed = decoded_as.find(static_cast<TokenId>(id));
@@ -404,12 +406,17 @@ Result<std::string> Tokenizer::Decode(std::span<const TokenId> ids, bool skip_sp
   return text;
 }
 
-Result<RenderedPrompt> Tokenizer::RenderChat(const ChatRequest& request) const {
+const Result<ChatTemplate>* Tokenizer::Impl::FindTemplate(bool with_tools) const {
   const Result<ChatTemplate>* chosen = nullptr;
-  for (const auto& [name, chat_template] : impl_->templates) {
-    const bool for_tools = name == "tool_use" && !request.tools.is_null();
+  for (const auto& [name, chat_template] : templates) {
+    const bool for_tools = name == "tool_use" && with_tools;
     if (for_tools || (name == "default" && chosen == nullptr)) chosen = &chat_template;
   }
+  return chosen;
+}
+
+Result<RenderedPrompt> Tokenizer::RenderChat(const ChatRequest& request) const {
+  const Result<ChatTemplate>* chosen = impl_->FindTemplate(!request.tools.is_null());
   if (chosen == nullptr) {
     return Status(Code::kUnsupported,
                   "checkpoint has no chat template; expected chat_template in "
@@ -421,6 +428,18 @@ Result<RenderedPrompt> Tokenizer::RenderChat(const ChatRequest& request) const {
 
 bool Tokenizer::has_chat_template() const {
   return !impl_->templates.empty();
+}
+std::string_view Tokenizer::ChatTemplateSource() const {
+  const Result<ChatTemplate>* chosen = impl_->FindTemplate(/*with_tools=*/true);
+  return chosen == nullptr || !chosen->ok() ? std::string_view() : chosen->value().source();
+}
+const std::string& Tokenizer::BytesOf(TokenId id) const {
+  static const std::string kNone;
+  const bool known = id >= 0 && static_cast<size_t>(id) < impl_->texts.size();
+  return known ? impl_->texts[static_cast<size_t>(id)].text : kNone;
+}
+bool Tokenizer::drops_leading_space() const {
+  return impl_->decoder.drops_leading_space();
 }
 int32_t Tokenizer::vocab_size() const {
   return static_cast<int32_t>(impl_->tokens.size());

@@ -61,12 +61,19 @@ class Tokenizer {
   // could not be parsed.
   Result<RenderedPrompt> RenderChat(const ChatRequest& request) const;
   bool has_chat_template() const;
+  // The source of the template that RenderChat takes for requests with tools, or "".
+  std::string_view ChatTemplateSource() const;
 
   // One more than the largest id.
   int32_t vocab_size() const;
   std::optional<TokenId> TokenToId(std::string_view token) const;
   // The token as the file spells it ("\u0120the"), or nothing for an id without one.
   std::optional<std::string> IdToToken(TokenId id) const;
+  // The bytes that a token adds to a text; a part of a character perhaps. Empty for an id without a
+  // token; a special token is as it is spelled.
+  const std::string& BytesOf(TokenId id) const;
+  // Whether a space at the beginning of a text is dropped (SentencePiece's dummy prefix).
+  bool drops_leading_space() const;
   bool IsSpecial(TokenId id) const;
   const std::vector<TokenId>& special_ids() const;  // ascending
   std::optional<TokenId> bos_id() const;            // as tokenizer_config.json declares them

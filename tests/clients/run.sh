@@ -18,6 +18,7 @@ if ! cmp -s package-lock.json node_modules/.installed; then
   cp package-lock.json node_modules/.installed
 fi
 
+: > server.log  # the address of an earlier run must not be read
 "$lserve" serve "$model" --port 0 --threads 1 --max-model-len 32k --kv-cache-bytes 256M 2>server.log &
 server=$!
 trap 'kill -KILL "$server" 2>/dev/null || true' EXIT

@@ -276,6 +276,22 @@ TEST_F(ApiTest, TheSecondQuestionAboutADocumentIsCached) {
   EXPECT_GE(server_->Metric("vllm:prefix_cache_hits_total"), static_cast<double>(cached));
 }
 
+TEST_F(ApiTest, ASaltKeepsPrefixesApart) {
+  const std::string document = "Salted. " + LongText(200);
+  const auto cached = [&](const std::string& salt) {
+    return At(ParsedBody(
+                  Ask(ChatJson(document, StrCat(R"(,"max_tokens":1,"cache_salt":")", salt, "\"")))),
+              "usage.prompt_tokens_details.cached_tokens")
+        .as_int();
+  };
+  EXPECT_EQ(cached("a"), 0);
+  EXPECT_EQ(cached("b"), 0);
+  EXPECT_GT(cached("a"), 100);
+  EXPECT_GT(cached("b"), 100);
+  ExpectError(Ask(ChatJson("x", StrCat(R"(,"cache_salt":")", std::string(300, 's'), "\""))), 400,
+              "invalid_value", "cache_salt");
+}
+
 TEST_F(ApiTest, TokenizerEndpoints) {
   const Json tokens = ParsedBody(
       Post(server_->port(), "/tokenize",
@@ -341,10 +357,6 @@ TEST_F(ApiTest, ErrorsNameTheFieldAndTheCode) {
   ExpectError(Ask(ChatJson("a", R"(,"temperature":-1)")), 400, "invalid_value", "temperature");
   ExpectError(Ask(ChatJson("a", R"(,"top_p":0)")), 400, "invalid_value");
   ExpectError(Ask(ChatJson("a", R"(,"logit_bias":{"99999":1})")), 400, "invalid_value");
-  ExpectError(Ask(ChatJson("a", R"(,"tools":[{"type":"function"}])")), 400, "unsupported_parameter",
-              "tools");
-  ExpectError(Ask(ChatJson("a", R"(,"response_format":{"type":"json_object"})")), 400,
-              "unsupported_parameter", "response_format");
   ExpectError(Ask(ChatJson("a", R"(,"chat_template":"{{x}}")")), 400, "unsupported_parameter",
               "chat_template");
   ExpectError(Ask(ChatJson("a", R"(,"chat_template_kwargs":{"messages":1})")), 400, "invalid_value",
@@ -441,6 +453,34 @@ TEST(ApiKeyTest, EveryRouteButTheProbesNeedsAKey) {
   EXPECT_FALSE(preflight.headers.contains("access-control-allow-credentials"));
   EXPECT_FALSE(Get(server.port(), "/health", "Origin: https://evil.example\r\n")
                    .headers.contains("access-control-allow-origin"));
+}
+
+TEST(AdminKeyTest, OpensWhatNoOtherKeyOpens) {
+  RunningServer server([](EngineConfig&, ServerConfig& config) {
+    config.service.api_keys = {"sk-user"};
+    config.service.admin_keys = {"sk-admin"};
+  });
+  const char* user = "Authorization: Bearer sk-user\r\n";
+  const char* admin = "Authorization: Bearer sk-admin\r\n";
+  const std::string ask = ChatJson(LongText(200), R"(,"max_tokens":1)");
+  const auto cached = [&] {
+    return At(ParsedBody(Post(server.port(), "/v1/chat/completions", ask, user)),
+              "usage.prompt_tokens_details.cached_tokens")
+        .as_int();
+  };
+  EXPECT_EQ(cached(), 0);
+  EXPECT_GT(cached(), 100);
+  EXPECT_EQ(Post(server.port(), "/reset_prefix_cache", "{}", user).status, 401);
+  EXPECT_GT(cached(), 100);
+  EXPECT_EQ(Post(server.port(), "/reset_prefix_cache", "{}", admin).status, 200);
+  EXPECT_EQ(cached(), 0);
+  EXPECT_EQ(Get(server.port(), "/v1/models", admin).status, 200);
+}
+
+TEST(AdminKeyTest, WithoutOneAdminRoutesAreClosed) {
+  RunningServer server;
+  EXPECT_EQ(Post(server.port(), "/reset_prefix_cache", "{}").status, 401);
+  EXPECT_EQ(Get(server.port(), "/v1/models").status, 200);
 }
 
 TEST(SmallCacheTest, ASmallCacheStillAnswersARequestWithoutALength) {

@@ -6,6 +6,7 @@
 
 #include <csignal>
 #include <cstdlib>
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -122,6 +123,30 @@ TEST(ServeCommandTest, APortInUseIsOneLineAndStatusOne) {
   ServeProcess second({"--port", StrCat(first.port())});
   EXPECT_EQ(second.Wait(), 1);
   EXPECT_THAT(second.err(), HasSubstr("lserve: error: cannot listen at 127.0.0.1:"));
+}
+
+TEST(ServeCommandTest, AFileOfOptionsAndTheCommandLineAbove) {
+  const std::string file = testing::TempDir() + "serve_config.json";
+  const auto write = [&](const std::string& text) {
+    std::ofstream(file) << text;
+    return file;
+  };
+  {
+    ServeProcess server(
+        {"--config",
+         write(R"({"served-model-name":["one","two"],"max-model-len":4096,"no-access-log":true,
+                                       "api-key":[],"seed":null,"port":1})")});
+    ASSERT_GT(server.port(), 1) << server.err();
+    const std::string models = Get(server.port(), "/v1/models").body;
+    EXPECT_THAT(models, HasSubstr(R"("id":"two")"));
+    EXPECT_THAT(models, HasSubstr(R"("max_model_len":4096)"));
+  }
+  ServeProcess wrong({"--config", write(R"({"servd-model-name":"x"})")});
+  EXPECT_EQ(wrong.Wait(), 2);
+  EXPECT_THAT(
+      wrong.err(),
+      HasSubstr(
+          "\"servd-model-name\" is no option of serve, expected perhaps --served-model-name"));
 }
 
 TEST(ServeCommandTest, AnEmptyKeyFileIsRefused) {
