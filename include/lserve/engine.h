@@ -32,7 +32,7 @@ struct EngineInfo {
   uint64_t kv_budget_bytes = 0;
   uint64_t kv_bytes_per_token = 0;  // of a dense sequence
   // What the process has in memory at most: the above and what it had before, but for requests:
-  // their text, events, logits that are asked for.
+  // their text, events, logits that are asked for. With a GPU: what it has in the GPU's memory.
   uint64_t peak_bytes = 0;
   // What the user should know although nothing failed, a sentence each.
   std::vector<std::string> warnings;

@@ -297,8 +297,9 @@ Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) 
   info.kv_budget_bytes = budget;
   info.kv_bytes_per_token =
       (layout.ways[0].page_bytes() + layout.ways[1].page_bytes()) / kPageTokens;
-  info.peak_bytes = program_bytes + info.weight_bytes +
-                    std::max(budget + info.workspace_bytes, parts.model->loading_bytes());
+  info.peak_bytes =
+      info.weight_bytes + std::max(budget + info.workspace_bytes, parts.model->loading_bytes());
+  if (!parts.backend->Memory()) info.peak_bytes += program_bytes;
   info.warnings = std::move(warnings);
   return parts;
 }

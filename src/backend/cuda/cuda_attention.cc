@@ -78,6 +78,35 @@ ConstMatrixView View(const ConstMatrix& m) {
 
 }  // namespace
 
+// What the ops below take of attention_scratch_, each with the largest call that `limits` allows.
+size_t CudaBackend::AttentionScratchBytes(const KvLayout& layout,
+                                          const AttentionLimits& limits) const {
+  AttentionArgs attention;
+  attention.layer.head_dim = layout.head_dim;
+  attention.layer.group = Group(layout, limits.num_q_heads);
+  for (int layer = 0; layer < layout.num_layers; ++layer) {
+    for (const Way way : kWays) {
+      int& most = attention.layer.ways[Index(way)].num_slots;
+      most = std::max(most, layout.way(way).num_slots(layer));
+    }
+  }
+  attention.plan.num_rows = static_cast<int>(limits.sequences) * kNumWays;
+  const int pages = static_cast<int>(std::min<int64_t>(limits.pages, kMaxDecodePages));
+  SelectPagesArgs select;
+  select.layer = attention.layer;
+  select.num_requests = static_cast<int>(limits.sequences);
+  select.max_candidates = pages;
+  SelectTilesArgs tiles;
+  tiles.layer = attention.layer;
+  tiles.num_requests = 1;
+  tiles.max_tiles = pages * kPageTokens / kTileTokens + 1;
+  const size_t tile = SelectTilesScratchBytes(tiles);
+  const size_t all_tiles = tile * static_cast<size_t>(limits.rows / kTileTokens + 1);
+  return std::max({DecodePartialBytes(attention, {.num_queries = 1, .num_pages = pages}),
+                   SelectPagesScratchBytes(select),
+                   std::min(all_tiles, std::max(tile, kMaxTileScoreBytes))});
+}
+
 Result<const SequenceView*> CudaBackend::UploadSequences(std::span<const SequencePages> sequences) {
   if (const void* found = uploads_.Find(sequences.data()); found != nullptr) {
     return static_cast<const SequenceView*>(found);

@@ -56,6 +56,8 @@ class CudaBackend : public Backend {
   Status Linear(const LinearParams& params) override;
 
   // cuda_attention.cc
+  size_t AttentionScratchBytes(const KvLayout& layout,
+                               const AttentionLimits& limits) const override;
   Status AppendKv(const AppendKvParams& params) override;
   Status SelectPages(const SelectPagesParams& params) override;
   Status SelectTiles(const SelectTilesParams& params) override;
