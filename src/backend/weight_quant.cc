@@ -43,10 +43,10 @@ struct Range {
 // Of kWeightGroup values.
 Range RangeOf(const float* w) {
   Floats low[kChains], high[kChains], zero[kChains] = {};
-  for (int c = 0; c < kChains; ++c) low[c] = high[c] = LoadFloats(w + c * kLanes);
+  for (int c = 0; c < kChains; ++c) low[c] = high[c] = LoadFloats(w + int64_t{c} * kLanes);
   for (int k = 0; k < kWeightGroup; k += kChains * kLanes) {
     for (int c = 0; c < kChains; ++c) {
-      const Floats v = LoadFloats(w + k + c * kLanes);
+      const Floats v = LoadFloats(w + k + int64_t{c} * kLanes);
       low[c] = v < low[c] ? v : low[c];
       high[c] = v > high[c] ? v : high[c];
       zero[c] += v * 0.0f;  // NaN for NaN and infinity
