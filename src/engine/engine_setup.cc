@@ -187,11 +187,18 @@ int StepTokens(const EngineConfig& given,
   return std::max(given.max_num_batched_tokens, least);
 }
 
-// What the KV cache may take by default. On a GPU everything that is not weights or workspace, up
-// to the share of its memory that the user allows; the rest is for scratch that grows with use.
-Result<size_t> DefaultKvBytes(const Backend& backend, double utilization) {
+// What the KV cache may take: what is `given`, by default (0) on a GPU everything that is not
+// weights or workspace, up to the share of its memory that the user allows; the rest is for scratch
+// that grows with use.
+Result<size_t> KvBytes(const Backend& backend, size_t given, double utilization) {
   const std::optional<DeviceMemory> device = backend.Memory();
-  if (!device) return AvailableMemory() / 2;
+  if (!device) return given > 0 ? given : AvailableMemory() / 2;
+  if (given > device->free_bytes) {
+    return Status(Code::kOutOfMemory,
+                  StrCat("--kv-cache-bytes is ", given, ", expected at most ", device->free_bytes,
+                         ", what the GPU has free after the weights; lower it, or leave it out"));
+  }
+  if (given > 0) return given;
   const size_t kept_free =
       static_cast<size_t>((1 - utilization) * static_cast<double>(device->total_bytes));
   if (device->free_bytes <= kept_free) {
@@ -266,9 +273,8 @@ Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) 
                         .cache_dir = in_memory ? std::string() : config.quantization_cache_dir},
                        parts.backend.get()));
 
-  const size_t budget = config.kv_cache_bytes > 0
-                            ? config.kv_cache_bytes
-                            : LS_TRY(DefaultKvBytes(*parts.backend, config.gpu_memory_utilization));
+  const size_t budget =
+      LS_TRY(KvBytes(*parts.backend, config.kv_cache_bytes, config.gpu_memory_utilization));
   const PageId max_pages[kNumWays] = {PagePool::MaxPages(layout, Way::kRetrieval, budget),
                                       PagePool::MaxPages(layout, Way::kStreaming, budget)};
   parts.store = LS_TRY(parts.backend->MakeKvStore(layout, max_pages));
