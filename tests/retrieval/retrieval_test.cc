@@ -112,10 +112,7 @@ TEST_F(Retrieval4k, QuantisedKv) {
 TEST_F(Retrieval4k, QuantisedWeights) {
   for (const std::string format : {"int8", "w8a8", "int4"}) {
     engine_ = MakeNeedleEngine("bf16", format);
-    // The codes of int8 are those of w8a8, whose error is larger.
-    if (format != "int8") {
-      EXPECT_THAT(Ask(DenseAttention()).wrong, IsEmpty()) << format;
-    }
+    EXPECT_THAT(Ask(DenseAttention()).wrong, IsEmpty()) << format;
     EXPECT_THAT(Ask(SparseAttention(1024)).wrong, IsEmpty()) << format;
   }
 }

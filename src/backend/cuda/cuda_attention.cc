@@ -6,6 +6,7 @@
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/cuda_kv_store.h"
 #include "backend/cuda/cuda_status.h"
+#include "backend/cuda/matrix_views.h"
 #include "base/check.h"
 
 namespace lserve {
@@ -69,11 +70,6 @@ std::vector<AppendPiece> ListPieces(std::span<const RowRange> ranges) {
 int Group(const KvLayout& layout, int num_q_heads) {
   LS_CHECK_EQ(num_q_heads % layout.num_kv_heads, 0);
   return num_q_heads / layout.num_kv_heads;
-}
-
-ConstMatrixView View(const ConstMatrix& m) {
-  LS_CHECK(m.dtype == DType::kF32) << Name(m.dtype);
-  return {static_cast<const float*>(m.data), m.stride};
 }
 
 }  // namespace
@@ -159,7 +155,7 @@ Result<AttentionArgs> CudaBackend::MakeAttentionArgs(const AttentionParams& para
   }
   args.sequences = LS_TRY(UploadSequences(params.sequences));
   args.q = View(params.q);
-  args.out = {static_cast<float*>(params.out.data), params.out.stride};
+  args.out = View(params.out);
   args.scale = params.scale;
   return args;
 }
@@ -168,7 +164,7 @@ Status CudaBackend::PrefillAttention(const AttentionParams& params) {
   for (const PlanRow& row : params.plan->rows) LS_CHECK_LE(row.num_queries, kTileTokens);
   const AttentionArgs args = LS_TRY(MakeAttentionArgs(params));
   if (kernels_ == CudaKernels::kSm90) {
-    auto& store = const_cast<CudaKvStore&>(static_cast<const CudaKvStore&>(*params.store));
+    const auto& store = static_cast<const CudaKvStore&>(*params.store);
     const PrefillMaps* maps = LS_TRY(store.Maps(params.layer));
     if (maps != nullptr) {
       LS_CUDA(LaunchPrefillAttentionSm90(args, *maps, stream_));

@@ -2,22 +2,13 @@
 
 #include "backend/cuda/cuda_kv_store.h"
 #include "backend/cuda/cuda_status.h"
+#include "backend/cuda/matrix_views.h"
 #include "backend/cuda_factory.h"
 #include "base/check.h"
 #include "base/strings.h"
 
 namespace lserve {
 namespace {
-
-MatrixView View(const Matrix& m) {
-  LS_CHECK(m.dtype == DType::kF32) << Name(m.dtype);
-  return {static_cast<float*>(m.data), m.stride};
-}
-
-ConstMatrixView View(const ConstMatrix& m) {
-  LS_CHECK(m.dtype == DType::kF32) << Name(m.dtype);
-  return {static_cast<const float*>(m.data), m.stride};
-}
 
 size_t RoundUp(size_t bytes, size_t multiple) {
   return (bytes + multiple - 1) / multiple * multiple;

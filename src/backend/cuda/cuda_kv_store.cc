@@ -250,7 +250,7 @@ Status EncodeMap(std::byte* base,
 
 }  // namespace
 
-Result<const PrefillMaps*> CudaKvStore::Maps(int layer) {
+Result<const PrefillMaps*> CudaKvStore::Maps(int layer) const {
   if (!HasSm90Prefill(layout().dtype, layout().head_dim)) {
     return static_cast<const PrefillMaps*>(nullptr);
   }

@@ -31,7 +31,7 @@ class CudaKvStore : public KvStore {
   void CopyPage(Way way, PageId from, PageId to, int num_tokens) override;
 
   // A layer's bf16 pages as TMA sees them; nullptr where HasSm90Prefill() is false.
-  Result<const PrefillMaps*> Maps(int layer);
+  Result<const PrefillMaps*> Maps(int layer) const;
 
   // One layer as kernels see it, for `group` query heads per KV head.
   LayerView View(int layer, int group) const;
@@ -59,8 +59,9 @@ class CudaKvStore : public KvStore {
   Region regions_[kNumWays];
   std::vector<CUmemGenericAllocationHandle> spare_;  // of blocks unmapped, for the next Commit
   Buffer heads_[kNumWays];                           // [entry] -> KV head
-  std::vector<std::unique_ptr<PrefillMaps>> maps_;   // [layer], made when first asked for
-  Buffer slots_;                                     // [layer * num_kv_heads + head] HeadSlotView
+  // [layer], made when first asked for; the addresses never change.
+  mutable std::vector<std::unique_ptr<PrefillMaps>> maps_;
+  Buffer slots_;  // [layer * num_kv_heads + head] HeadSlotView
 };
 
 }  // namespace lserve
