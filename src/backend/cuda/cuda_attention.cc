@@ -12,8 +12,8 @@
 namespace lserve {
 namespace {
 
-// Scratch for the scores of one launch of SelectTiles; more requests take more launches.
-constexpr size_t kMaxTileScoreBytes = size_t{256} << 20;
+// Scratch of one round of SelectTiles; more slots, then more requests take more rounds.
+constexpr size_t kMaxTileScratchBytes = size_t{512} << 20;
 
 // Pages a row reads; of a selected list, whose length only the device knows, `selected`.
 int NumPages(const PagePlan& plan, const PlanRow& row, int selected) {
@@ -67,6 +67,39 @@ std::vector<AppendPiece> ListPieces(std::span<const RowRange> ranges) {
   return pieces;
 }
 
+// Scratch of SelectTiles in bytes, for one slot.
+struct TileScratch {
+  size_t keys = 0;
+  size_t queries = 0, scores = 0, row_stats = 0;  // per request
+
+  size_t Bytes(size_t slots, size_t requests) const {
+    return slots * (keys + requests * (queries + scores + row_stats));
+  }
+};
+TileScratch TileScratchOf(const SelectTilesArgs& args) {
+  const size_t columns = static_cast<size_t>(args.max_tiles) * kTileEstimateRows;
+  const size_t rows = static_cast<size_t>(args.layer.group) * kTileEstimateRows;
+  const size_t inner = size_t{kTileStride} * static_cast<size_t>(args.layer.head_dim);
+  return {.keys = columns * inner * sizeof(uint16_t),
+          .queries = rows * inner * sizeof(uint16_t),
+          .scores = rows * columns * sizeof(float),
+          .row_stats = rows * sizeof(float2)};
+}
+
+// How many slots and requests a round takes.
+struct TileRound {
+  int slots = 1;
+  int requests = 1;
+};
+TileRound TileRoundOf(const TileScratch& scratch, int num_slots, int num_requests) {
+  const auto requests = static_cast<size_t>(num_requests);
+  const size_t slots = kMaxTileScratchBytes / scratch.Bytes(1, requests);
+  if (slots > 0) return {std::min(num_slots, static_cast<int>(slots)), num_requests};
+  const size_t left = kMaxTileScratchBytes - std::min(kMaxTileScratchBytes, scratch.keys);
+  const size_t fit = left / (scratch.Bytes(1, 1) - scratch.keys);
+  return {1, static_cast<int>(std::max<size_t>(1, fit))};
+}
+
 int Group(const KvLayout& layout, int num_q_heads) {
   LS_CHECK_EQ(num_q_heads % layout.num_kv_heads, 0);
   return num_q_heads / layout.num_kv_heads;
@@ -94,13 +127,15 @@ size_t CudaBackend::AttentionScratchBytes(const KvLayout& layout,
   select.max_candidates = pages;
   SelectTilesArgs tiles;
   tiles.layer = attention.layer;
-  tiles.num_requests = 1;
   tiles.max_tiles = pages * kPageTokens / kTileTokens + 1;
-  const size_t tile = SelectTilesScratchBytes(tiles);
-  const size_t all_tiles = tile * static_cast<size_t>(limits.rows / kTileTokens + 1);
+  const TileScratch tile = TileScratchOf(tiles);
+  const int num_slots = attention.layer.ways[0].num_slots;
+  const auto requests = static_cast<int>(limits.rows / kTileTokens + 1);
+  const TileRound round = TileRoundOf(tile, std::max(1, num_slots), requests);
+  const size_t tile_bytes =
+      tile.Bytes(static_cast<size_t>(round.slots), static_cast<size_t>(round.requests));
   return std::max({DecodePartialBytes(attention, {.num_queries = 1, .num_pages = pages}),
-                   SelectPagesScratchBytes(select),
-                   std::min(all_tiles, std::max(tile, kMaxTileScoreBytes))});
+                   SelectPagesScratchBytes(select), tile_bytes});
 }
 
 Result<const SequenceView*> CudaBackend::UploadSequences(std::span<const SequencePages> sequences) {
@@ -167,7 +202,8 @@ Status CudaBackend::PrefillAttention(const AttentionParams& params) {
     const auto& store = static_cast<const CudaKvStore&>(*params.store);
     const PrefillMaps* maps = LS_TRY(store.Maps(params.layer));
     if (maps != nullptr) {
-      LS_CUDA(LaunchPrefillAttentionSm90(args, *maps, stream_));
+      std::byte* next_item = LS_TRY(attention_scratch_.Get(sizeof(int), stream_));
+      LS_CUDA(LaunchPrefillAttentionSm90(args, *maps, reinterpret_cast<int*>(next_item), stream_));
       return Status();
     }
   }
@@ -231,31 +267,70 @@ Status CudaBackend::SelectTiles(const SelectTilesParams& params) {
     LS_CHECK_EQ(request.first_position % kTileTokens, 0);
     const int num_tiles = static_cast<int>(request.first_position / kTileTokens) + 1;
     LS_CHECK_LE(num_tiles, kMaxSelectTiles);
-    requests.push_back({.sequence = request.sequence,
-                        .first_query = request.first_query,
+    requests.push_back({.first_query = request.first_query,
                         .num_tiles = num_tiles,
                         .sink_tiles = request.sink_tiles,
                         .newest_tiles = request.newest_tiles,
                         .threshold = request.threshold,
                         .table = request.table});
-    args.max_tiles = std::max(args.max_tiles, num_tiles);
   }
-  if (requests.empty()) return Status();
+  const int num_slots = args.layer.ways[Index(Way::kRetrieval)].num_slots;
+  if (requests.empty() || num_slots == 0) return Status();
   args.sequences = LS_TRY(UploadSequences(params.sequences));
-  const TileSelect* first =
+  const TileSelect* uploaded =
       LS_TRY(uploads_.Upload(std::span<const TileSelect>(requests), params.requests.data()));
   args.q = View(params.q);
-  args.scale = params.scale;
-  args.num_requests = 1;
-  const size_t each = SelectTilesScratchBytes(args);
-  const size_t at_once =
-      std::clamp<size_t>(kMaxTileScoreBytes / std::max<size_t>(each, 1), 1, requests.size());
-  args.scores = reinterpret_cast<float*>(LS_TRY(attention_scratch_.Get(each * at_once, stream_)));
-  for (size_t done = 0; done < requests.size(); done += at_once) {
-    args.requests = first + done;
-    args.num_requests = static_cast<int>(std::min(at_once, requests.size() - done));
-    LS_CUDA(LaunchSelectTiles(args, stream_));
+  const auto scale = static_cast<float>(params.scale / kTileStride);
+  for (size_t first = 0; first < requests.size();) {
+    // A sequence's requests share its keys.
+    args.sequence = params.requests[first].sequence;
+    args.max_tiles = 0;
+    size_t end = first;
+    for (; end < requests.size() && params.requests[end].sequence == args.sequence; ++end) {
+      args.max_tiles = std::max(args.max_tiles, requests[end].num_tiles);
+    }
+    const TileRound round =
+        TileRoundOf(TileScratchOf(args), num_slots, static_cast<int>(end - first));
+    for (size_t done = first; done < end; done += static_cast<size_t>(round.requests)) {
+      args.requests = uploaded + done;
+      args.num_requests = std::min(round.requests, static_cast<int>(end - done));
+      args.max_tiles = 0;
+      for (int i = 0; i < args.num_requests; ++i) {
+        args.max_tiles = std::max(args.max_tiles, requests[done + static_cast<size_t>(i)].num_tiles);
+      }
+      for (int slot = 0; slot < num_slots; slot += round.slots) {
+        args.first_slot = slot;
+        args.num_slots = std::min(round.slots, num_slots - slot);
+        LS_TRY(SelectTilesRound(args, scale));
+      }
+    }
+    first = end;
   }
+  return Status();
+}
+
+Status CudaBackend::SelectTilesRound(SelectTilesArgs args, float scale) {
+  const TileScratch scratch = TileScratchOf(args);
+  const auto slots = static_cast<size_t>(args.num_slots);
+  const size_t parts = slots * static_cast<size_t>(args.num_requests);
+  std::byte* at = LS_TRY(attention_scratch_.Get(
+      scratch.Bytes(slots, static_cast<size_t>(args.num_requests)), stream_));
+  args.keys = reinterpret_cast<uint16_t*>(at);
+  args.queries = reinterpret_cast<uint16_t*>(at += slots * scratch.keys);
+  args.scores = reinterpret_cast<float*>(at += parts * scratch.queries);
+  args.row_stats = reinterpret_cast<float2*>(at + parts * scratch.scores);
+  LS_CUDA(LaunchCopyTiles(args, stream_));
+  // cuBLAS is column-major: scores^T = keys queries^T, with rows of both as columns.
+  const int columns = args.max_tiles * kTileEstimateRows;
+  const int rows = args.num_requests * args.layer.group * kTileEstimateRows;
+  const int inner = kTileStride * args.layer.head_dim;
+  const float zero = 0;
+  LS_CUBLAS(cublasGemmStridedBatchedEx(
+      cublas_, CUBLAS_OP_T, CUBLAS_OP_N, columns, rows, inner, &scale, args.keys, CUDA_R_16BF,
+      inner, int64_t{columns} * inner, args.queries, CUDA_R_16BF, inner, int64_t{rows} * inner,
+      &zero, args.scores, CUDA_R_32F, columns, int64_t{rows} * columns, args.num_slots,
+      CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+  LS_CUDA(LaunchChooseTiles(args, stream_));
   return Status();
 }
 

@@ -74,6 +74,7 @@ class CudaBackend : public Backend {
 
   Result<const SequenceView*> UploadSequences(std::span<const SequencePages> sequences);
   Result<AttentionArgs> MakeAttentionArgs(const AttentionParams& params);
+  Status SelectTilesRound(SelectTilesArgs args, float scale);
   Status MultiplyRows(const LinearParams& params);    // few rows
   Status MultiplyMatrix(const LinearParams& params);  // many rows
 

@@ -116,8 +116,10 @@ struct PrefillMaps {
   CUtensorMap values[kNumWays];  // (token, element, slot, page)
 };
 bool HasSm90Prefill(DType dtype, int head_dim);
+// `next_item`: scratch for a counter.
 cudaError_t LaunchPrefillAttentionSm90(const AttentionArgs& args,
                                        const PrefillMaps& maps,
+                                       int* next_item,
                                        cudaStream_t stream);
 
 // Pages of a sequence that decoding can read: 2^21 tokens.
@@ -160,7 +162,6 @@ cudaError_t LaunchSelectPages(const SelectPagesArgs& args, cudaStream_t stream);
 
 // --- select_tiles.cu
 struct TileSelect {
-  int sequence = 0;
   int first_query = 0;
   int num_tiles = 0;  // up to the queries' own
   int sink_tiles = 0;
@@ -168,20 +169,31 @@ struct TileSelect {
   double threshold = 1;
   SelectionTable table = {};
 };
+// Rows of a tile's estimate per query head, and columns per tile.
+inline constexpr int kTileEstimateRows = kTileTokens / kLogicalPageTokens;
+// Consecutive tiles of one sequence, for slots [first_slot, first_slot + num_slots).
 struct SelectTilesArgs {
   LayerView layer = {};
   DType dtype = DType::kBf16;
   const SequenceView* sequences = nullptr;
+  int sequence = 0;
   const TileSelect* requests = nullptr;
   int num_requests = 0;
   int max_tiles = 0;  // largest num_tiles, at most kMaxSelectTiles
+  int first_slot = 0;
+  int num_slots = 0;
   ConstMatrixView q = {};
-  float scale = 0;
-  float* scores = nullptr;  // scratch
+  // Scratch. columns = max_tiles * kTileEstimateRows, inner = kLogicalPageTokens * head_dim.
+  uint16_t* keys = nullptr;     // bf16 [num_slots, columns, inner]
+  uint16_t* queries = nullptr;  // bf16 [num_slots, num_requests, group, kTileEstimateRows, inner]
+  float* scores = nullptr;      // [num_slots, num_requests, group, kTileEstimateRows, columns]
+  float2* row_stats = nullptr;  // [num_slots, num_requests, group, kTileEstimateRows] (max, sum)
 };
 // 2^21 tokens.
 inline constexpr int kMaxSelectTiles = 16384;
-size_t SelectTilesScratchBytes(const SelectTilesArgs& args);  // of num_requests requests
-cudaError_t LaunchSelectTiles(const SelectTilesArgs& args, cudaStream_t stream);
+// Fills `keys` and `queries`, whose product `scores` is.
+cudaError_t LaunchCopyTiles(const SelectTilesArgs& args, cudaStream_t stream);
+// From `scores` to the lists.
+cudaError_t LaunchChooseTiles(const SelectTilesArgs& args, cudaStream_t stream);
 
 }  // namespace lserve

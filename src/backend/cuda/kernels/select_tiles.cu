@@ -1,136 +1,69 @@
 // select_tiles: which key tiles a tile of queries reads in prefill (ops.h, SelectTiles; XAttention,
 // arXiv 2503.16428).
 //
-//   1. Estimate: per query head an [8, columns] matrix of antidiagonal scores, a product with the
-//      summed axis (s, d) of 16 D: S^T = K' Q'^T on tensor cores, K' row c = keys 16 c + 15 - s,
-//      Q'^T column r = queries 16 r + s. FLOPs: 1 / 16 of q K^T. A warp takes 16 columns (4 pages);
-//      the tile's queries lie in shared memory.
-//   2. Choice, one block per (request, slot): softmax per row and sum per tile, mean over rows and
-//      heads, sort by mass, take until the threshold.
-#include <algorithm>
+//   1. Estimate: an antidiagonal score is a product over the summed axis (s, d) of 16 D, so that
+//      all of them are one matrix product: row r of a head's queries 16 r + 15 - s times column c of
+//      keys 16 c + s. Both are copied into that form here (a page's keys are four columns as they
+//      lie), and cuBLAS multiplies them: 1 / 16 of the FLOPs of q K^T, at the rate of a large GEMM,
+//      for which copying 1 / 8 of the bytes that the scores take is little.
+//   2. Statistics: the maximum and the sum of the exponentials of each row.
+//   3. Choice, one block per (request, slot): softmax summed per tile, mean over rows and heads,
+//      sorted by mass, taken until the threshold.
 #include <cstdint>
 
 #include "backend/cuda/kernels/kernels.h"
 #include "backend/cuda/kernels/kv_part.cuh"
-#include "backend/cuda/kernels/mma.cuh"
 #include "backend/cuda/kernels/top_pages.cuh"
 
 namespace lserve {
 namespace {
 
 constexpr int kWarp = 32;
-constexpr int kWarps = 8;
-constexpr int kHeadsAtOnce = 4;  // at most: query heads whose queries lie in shared memory together
-constexpr int kStride = kLogicalPageTokens;   // kTileStride of ops.h
-constexpr int kRows = kTileTokens / kStride;  // of a head's estimate; columns of a tile
-constexpr int kColumnsPerPage = kPageTokens / kStride;
-constexpr int kWarpColumns = 16;
+constexpr int kStride = kLogicalPageTokens;  // kTileStride of ops.h
+constexpr int kRows = kTileEstimateRows;
 constexpr int kTilePages = kTileTokens / kPageTokens;
+constexpr int kCopyThreads = 256;
+constexpr int kStatsThreads = 256;
 constexpr int kChoiceThreads = 512;
 
-// Scores of (request, slot, head) are [kRows][max columns]; after all of them come the masses.
-__device__ int64_t MaxColumns(const SelectTilesArgs& args) {
+__device__ int64_t Columns(const SelectTilesArgs& args) {
   return int64_t{args.max_tiles} * kRows;
 }
-__device__ float* ScoresOf(const SelectTilesArgs& args, int request, int slot, int g) {
-  const int num_slots = args.layer.ways[0].num_slots;
-  return args.scores +
-         ((int64_t{request} * num_slots + slot) * args.layer.group + g) * kRows * MaxColumns(args);
-}
 
-// Scores of columns [first, first + 16) for `heads` query heads from `first_head` on, whose queries
-// are in q: a warp's work. Keys are read once for all of them.
-template <KvType T, int D>
-__device__ void EstimateColumns(const SelectTilesArgs& args,
-                                int first,
-                                int num_columns,
-                                int first_head,
-                                int heads,
-                                const uint16_t (*q)[kTileTokens][D + 8]) {
-  const TileSelect& request = args.requests[blockIdx.z];
+// Grid (page, slot).
+template <KvType T>
+__global__ void __launch_bounds__(kCopyThreads) CopyKeysKernel(SelectTilesArgs args) {
+  const int dim = args.layer.head_dim, slot = args.first_slot + blockIdx.y;
   const WayView& way = args.layer.ways[0];
-  const int slot = blockIdx.y;
-  const int lane = threadIdx.x % kWarp, r = lane / 4, j = lane % 4;
-  // The second half may lie past the end (columns come in tiles of 8): it reads the first again.
-  const int columns[2] = {first + r, first + 8 < num_columns ? first + 8 + r : first + r};
-  const PageId* table = args.sequences[request.sequence].pages[0];
-  const std::byte* parts[2];
-  int tokens[2];  // the last token of the column, in its page
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const PageId page = table[columns[half] / kColumnsPerPage];
-    parts[half] = way.kv + page * way.page_stride + slot * way.kv_bytes;
-    tokens[half] = columns[half] % kColumnsPerPage * kStride + kStride - 1;
-  }
-  float sums[kHeadsAtOnce][4] = {};
-#pragma unroll 4
-  for (int s = 0; s < kStride; ++s) {
-#pragma unroll
-    for (int c = 0; c < D / 32; ++c) {
-      const int d = c * 32 + j * 8;
-      const uint4 low = LoadKey<T>(parts[0], D, tokens[0] - s, d);
-      const uint4 high = LoadKey<T>(parts[1], D, tokens[1] - s, d);
-#pragma unroll
-      for (int g = 0; g < kHeadsAtOnce; ++g) {
-        if (g >= heads) continue;
-        const uint4 query = *reinterpret_cast<const uint4*>(&q[g][s * kRows + r][d]);
-        Mma(sums[g], low.x, high.x, low.y, high.y, query.x, query.y);
-        Mma(sums[g], low.z, high.z, low.w, high.w, query.z, query.w);
-      }
-    }
-  }
-  const float scale = args.scale / kStride;
-#pragma unroll
-  for (int g = 0; g < kHeadsAtOnce; ++g) {
-    if (g >= heads) continue;
-    float* scores = ScoresOf(args, blockIdx.z, slot, first_head + g);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int column = first + half * 8 + r;
-      if (column >= num_columns) continue;
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        scores[(2 * j + e) * MaxColumns(args) + column] = sums[g][2 * half + e] * scale;
-      }
-    }
+  const PageId page = args.sequences[args.sequence].pages[0][blockIdx.x];
+  const std::byte* part = way.kv + page * way.page_stride + slot * way.kv_bytes;
+  uint16_t* to = args.keys + (blockIdx.y * Columns(args) * kStride +
+                              int64_t{blockIdx.x} * kPageTokens) * dim;
+  for (int i = threadIdx.x; i < kPageTokens * dim / 8; i += blockDim.x) {
+    const int token = i * 8 / dim, d = i * 8 % dim;
+    *reinterpret_cast<uint4*>(to + int64_t{8} * i) = LoadKey<T>(part, dim, token, d);
   }
 }
 
-template <KvType T, int D>
-__global__ void __launch_bounds__(kWarps* kWarp, 1)
-    EstimateKernel(SelectTilesArgs args, int heads_at_once) {
-  // Query 16 r + s lies in row 8 s + r: the rows of a fragment are neighbours, and with 16 bytes
-  // more per row their vectors lie in different banks.
-  constexpr int kQueryStride = D + 8;
-  extern __shared__ uint4 raw_shared[];
-  auto* q = reinterpret_cast<uint16_t(*)[kTileTokens][kQueryStride]>(raw_shared);
-  const TileSelect& request = args.requests[blockIdx.z];
-  const int group = args.layer.group, slot = blockIdx.y;
-  const WayView& way = args.layer.ways[0];
-  const int num_columns = request.num_tiles * kRows;
-  const int warp = threadIdx.x / kWarp;
-
-  for (int first_head = 0; first_head < group; first_head += heads_at_once) {
-    const int heads = min(heads_at_once, group - first_head);
-    const float* from = args.q.data + request.first_query * args.q.stride +
-                        (way.heads[slot] * group + first_head) * D;
-    __syncthreads();
-    for (int i = threadIdx.x; i < heads * kTileTokens * D / 2; i += blockDim.x) {
-      const int g = i / (kTileTokens * D / 2), row = i / (D / 2) % kTileTokens;
-      const int d = i % (D / 2) * 2;
-      const float* at = from + row * args.q.stride + g * D + d;
-      const int place = row % kStride * kRows + row / kStride;
-      *reinterpret_cast<uint32_t*>(&q[g][place][d]) = PackBf16(at[0], at[1]);
-    }
-    __syncthreads();
-    const int step = static_cast<int>(gridDim.x) * kWarps * kWarpColumns;
-    for (int first = (static_cast<int>(blockIdx.x) * kWarps + warp) * kWarpColumns;
-         first < num_columns; first += step) {
-      EstimateColumns<T, D>(args, first, num_columns, first_head, heads, q);
-    }
+// Grid (request, slot and query head).
+__global__ void __launch_bounds__(kCopyThreads) CopyQueriesKernel(SelectTilesArgs args) {
+  const int dim = args.layer.head_dim, group = args.layer.group;
+  const int slot = blockIdx.y / group, g = blockIdx.y % group;
+  const int q_head = args.layer.ways[0].heads[args.first_slot + slot] * group + g;
+  const TileSelect& request = args.requests[blockIdx.x];
+  const float* from = args.q.data + request.first_query * args.q.stride + int64_t{q_head} * dim;
+  uint16_t* to =
+      args.queries +
+      ((int64_t{slot} * args.num_requests + blockIdx.x) * group + g) * kTileTokens * dim;
+  for (int i = threadIdx.x; i < kTileTokens * dim / 2; i += blockDim.x) {
+    const int row = i * 2 / dim, d = i * 2 % dim;
+    const int query = row / kStride * kStride + kStride - 1 - row % kStride;
+    const float* at = from + query * args.q.stride + d;
+    *reinterpret_cast<uint32_t*>(to + int64_t{2} * i) = PackBf16(at[0], at[1]);
   }
 }
 
+// Of the block's threads; the same for all.
 template <class Op>
 __device__ float BlockReduce(float x, float* shared, Op op) {
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
@@ -142,6 +75,76 @@ __device__ float BlockReduce(float x, float* shared, Op op) {
   float all = shared[0];
   for (int w = 1; w < static_cast<int>(blockDim.x) / kWarp; ++w) all = op(all, shared[w]);
   return all;
+}
+
+// The sum of exp(x - max) over numbers that have been seen.
+struct RowStats {
+  float max = -INFINITY;
+  float sum = 0;
+
+  __device__ void Add(float other_max, float other_sum) {
+    const float now = fmaxf(max, other_max);
+    if (now == -INFINITY) return;  // nothing seen by either
+    sum = sum * expf(max - now) + other_sum * expf(other_max - now);
+    max = now;
+  }
+};
+
+// Grid (row of the estimate, request, slot).
+__global__ void __launch_bounds__(kStatsThreads) RowStatsKernel(SelectTilesArgs args) {
+  __shared__ RowStats shared[kStatsThreads / kWarp];
+  const int64_t row =
+      (int64_t{blockIdx.z} * args.num_requests + blockIdx.y) * gridDim.x + blockIdx.x;
+  const float* scores = args.scores + row * Columns(args);
+  // Up to the column that begins with the row's queries.
+  const int count = (args.requests[blockIdx.y].num_tiles - 1) * kRows + blockIdx.x % kRows + 1;
+  RowStats stats;
+  for (int c = 4 * threadIdx.x; c < count; c += 4 * kStatsThreads) {
+    const float4 x = *reinterpret_cast<const float4*>(scores + c);
+    const float values[4] = {x.x, c + 1 < count ? x.y : -INFINITY,
+                             c + 2 < count ? x.z : -INFINITY, c + 3 < count ? x.w : -INFINITY};
+    const float max = fmaxf(fmaxf(values[0], values[1]), fmaxf(values[2], values[3]));
+    float sum = 0;
+#pragma unroll
+    for (const float value : values) sum += expf(value - max);
+    stats.Add(max, sum);
+  }
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    const float max = __shfl_down_sync(0xffffffffu, stats.max, offset);
+    const float sum = __shfl_down_sync(0xffffffffu, stats.sum, offset);
+    stats.Add(max, sum);
+  }
+  if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = stats;
+  __syncthreads();
+  if (threadIdx.x > 0) return;
+  for (int w = 1; w < kStatsThreads / kWarp; ++w) stats.Add(shared[w].max, shared[w].sum);
+  args.row_stats[row] = {stats.max, stats.sum};
+}
+
+// The estimated mass of one tile: softmax summed over its columns, mean over rows and heads.
+__device__ float TileMass(const SelectTilesArgs& args, int tile, int num_tiles) {
+  const int num_rows = args.layer.group * kRows;
+  const int64_t first_row = (int64_t{blockIdx.x} * args.num_requests + blockIdx.y) * num_rows;
+  const float* scores = args.scores + first_row * Columns(args) + int64_t{tile} * kRows;
+  const float2* stats = args.row_stats + first_row;
+  float mass = 0;
+#pragma unroll 4
+  for (int row = 0; row < num_rows; ++row) {
+    const auto* from = reinterpret_cast<const float4*>(scores + row * Columns(args));
+    const float4 a = from[0], b = from[1];
+    const float values[kRows] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+    const float2 row_stats = stats[row];
+    // In the queries' own tile, up to the column that begins with the row.
+    const int count = tile + 1 < num_tiles ? kRows : row % kRows + 1;
+    float sum = 0;
+#pragma unroll
+    for (int c = 0; c < kRows; ++c) {
+      if (c < count) sum += expf(values[c] - row_stats.x);
+    }
+    mass += sum / row_stats.y;
+  }
+  mass /= static_cast<float>(num_rows);
+  return mass >= 0 ? mass : 0;  // NaN (from a broken model) has no order
 }
 
 // Descending by mass, then ascending by index: the mass's bits above the inverted index.
@@ -174,7 +177,7 @@ __global__ void __launch_bounds__(kChoiceThreads) ChooseTilesKernel(SelectTilesA
   __shared__ float reduce[kChoiceThreads / kWarp];
   __shared__ int sums[33];
   const TileSelect& request = args.requests[blockIdx.y];
-  const int slot = blockIdx.x, group = args.layer.group;
+  const int slot = args.first_slot + blockIdx.x;
   const int num_tiles = request.num_tiles;
   const int listed = max(0, num_tiles - request.newest_tiles);
   const int sink = min(request.sink_tiles, listed);
@@ -183,68 +186,51 @@ __global__ void __launch_bounds__(kChoiceThreads) ChooseTilesKernel(SelectTilesA
   uint32_t* bitmap = reinterpret_cast<uint32_t*>(keys + capacity);
   const int num_words = (num_tiles + 31) / 32;
 
-  // Thread t owns tiles t, t + threads, ...; their masses stay in the place of their keys.
-  float* masses = reinterpret_cast<float*>(keys);
-  for (int tile = threadIdx.x; tile < num_tiles; tile += blockDim.x) masses[tile] = 0;
-  for (int row = 0; row < group * kRows; ++row) {
-    const float* scores =
-        ScoresOf(args, blockIdx.y, slot, row / kRows) + row % kRows * MaxColumns(args);
-    const int last = (num_tiles - 1) * kRows + row % kRows;  // column that begins with the row
-    float max = -INFINITY;
-    for (int c = threadIdx.x; c <= last; c += blockDim.x) max = fmaxf(max, scores[c]);
-    max = BlockReduce(max, reduce, [](float a, float b) { return fmaxf(a, b); });
-    float sum = 0;
-    for (int c = threadIdx.x; c <= last; c += blockDim.x) sum += expf(scores[c] - max);
-    sum = BlockReduce(sum, reduce, [](float a, float b) { return a + b; });
-    for (int tile = threadIdx.x; tile < num_tiles; tile += blockDim.x) {
-      float mass = 0;
-      for (int c = tile * kRows; c <= min(last, tile * kRows + kRows - 1); ++c) {
-        mass += expf(scores[c] - max);
-      }
-      masses[tile] += mass / sum / static_cast<float>(group * kRows);
-    }
-  }
+  int sorted = 2;
+  while (sorted < listed - sink) sorted *= 2;
   float all = 0, read = 0;
   for (int tile = threadIdx.x; tile < num_tiles; tile += blockDim.x) {
-    // NaN (from a broken model) has no order.
-    if (!(masses[tile] >= 0)) masses[tile] = 0;
-    all += masses[tile];
-    if (tile < sink || tile >= listed) read += masses[tile];
+    const float mass = TileMass(args, tile, num_tiles);
+    all += mass;
+    if (tile < sink || tile >= listed) {
+      read += mass;
+    } else {
+      keys[tile - sink] = SortKey(mass, tile);
+    }
   }
+  for (int i = max(0, listed - sink) + threadIdx.x; i < sorted; i += blockDim.x) keys[i] = 0;
   const auto plus = [](float a, float b) { return a + b; };
   all = BlockReduce(all, reduce, plus);
   read = BlockReduce(read, reduce, plus);
 
-  // Masses become keys in place, from the top down: a key is twice as wide.
-  constexpr int kMaxOwn = kMaxSelectTiles / kChoiceThreads;
-  float own[kMaxOwn];
-#pragma unroll
-  for (int e = 0; e < kMaxOwn; ++e) {
-    const int tile = threadIdx.x + e * kChoiceThreads;
-    own[e] = tile < num_tiles ? masses[tile] : 0.0f;
-  }
-  __syncthreads();
-  int sorted = 2;
-  while (sorted < listed - sink) sorted *= 2;
-#pragma unroll
-  for (int e = 0; e < kMaxOwn; ++e) {
-    const int tile = threadIdx.x + e * kChoiceThreads;
-    if (tile >= sink && tile < listed) keys[tile - sink] = SortKey(own[e], tile);
-  }
-  for (int i = max(0, listed - sink) + threadIdx.x; i < sorted; i += blockDim.x) keys[i] = 0;
   SortDescending(keys, sorted);
 
   for (int w = threadIdx.x; w < num_words; w += blockDim.x) {
     bitmap[w] = w * 32 >= sink ? 0u : sink - w * 32 >= 32 ? ~0u : (1u << (sink - w * 32)) - 1;
   }
   __syncthreads();
-  if (threadIdx.x == 0) {
+  // The first tiles in order whose predecessors do not reach the threshold: one warp's scan.
+  if (threadIdx.x < kWarp) {
     double have = read;
-    for (int i = 0; i < listed - sink && have < request.threshold * double{all}; ++i) {
-      const uint64_t key = keys[i];
-      const int tile = static_cast<int>(0xffffffffu - static_cast<uint32_t>(key));
-      have += double{__uint_as_float(static_cast<uint32_t>(key >> 32))};
-      bitmap[tile / 32] |= 1u << (tile % 32);
+    bool more = true;
+    for (int first = 0; more && first < listed - sink; first += kWarp) {
+      const int i = first + static_cast<int>(threadIdx.x);
+      const uint64_t key = i < listed - sink ? keys[i] : 0;
+      const double mass = double{__uint_as_float(static_cast<uint32_t>(key >> 32))};
+      double before = mass;
+      for (int offset = 1; offset < kWarp; offset *= 2) {
+        const double other = __shfl_up_sync(0xffffffffu, before, offset);
+        if (static_cast<int>(threadIdx.x) >= offset) before += other;
+      }
+      const double after = __shfl_sync(0xffffffffu, before, kWarp - 1);
+      const bool taken =
+          i < listed - sink && have + (before - mass) < request.threshold * double{all};
+      if (taken) {
+        const uint32_t tile = 0xffffffffu - static_cast<uint32_t>(key);
+        atomicOr(&bitmap[tile / 32], 1u << (tile % 32));
+      }
+      more = __all_sync(0xffffffffu, taken);
+      have += after;
     }
   }
   __syncthreads();
@@ -252,69 +238,43 @@ __global__ void __launch_bounds__(kChoiceThreads) ChooseTilesKernel(SelectTilesA
             sums);
 }
 
-template <KvType T, int D>
-cudaError_t LaunchEstimate(const SelectTilesArgs& args, cudaStream_t stream) {
-  const int columns = args.max_tiles * kRows;
-  // A block reads the queries once and then its share of the columns.
-  constexpr int kBlockColumns = 8 * kWarps * kWarpColumns;
-  const dim3 grid(static_cast<unsigned>((columns + kBlockColumns - 1) / kBlockColumns),
-                  static_cast<unsigned>(args.layer.ways[0].num_slots),
-                  static_cast<unsigned>(args.num_requests));
-  const auto kernel = EstimateKernel<T, D>;
-  int device = 0, available = 0;  // 99 KiB on sm_89, which holds two heads of D = 128
-  cudaError_t error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return error;
-  error = cudaDeviceGetAttribute(&available, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  if (error != cudaSuccess) return error;
-  constexpr int kHeadBytes = kTileTokens * (D + 8) * static_cast<int>(sizeof(uint16_t));
-  const int heads = std::min({kHeadsAtOnce, args.layer.group, available / kHeadBytes});
-  error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, heads * kHeadBytes);
-  if (error != cudaSuccess) return error;
-  kernel<<<grid, kWarps * kWarp, static_cast<size_t>(heads * kHeadBytes), stream>>>(args, heads);
-  return cudaGetLastError();
-}
-
 template <KvType T>
-cudaError_t LaunchEstimateType(const SelectTilesArgs& args, cudaStream_t stream) {
-  switch (args.layer.head_dim) {
-    case 32:
-      return LaunchEstimate<T, 32>(args, stream);
-    case 64:
-      return LaunchEstimate<T, 64>(args, stream);
-    case 96:
-      return LaunchEstimate<T, 96>(args, stream);
-    case 128:
-      return LaunchEstimate<T, 128>(args, stream);
-    default:
-      return cudaErrorInvalidValue;
-  }
+void CopyKeys(const SelectTilesArgs& args, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(args.max_tiles * kTilePages),
+                  static_cast<unsigned>(args.num_slots));
+  CopyKeysKernel<T><<<grid, kCopyThreads, 0, stream>>>(args);
 }
 
 }  // namespace
 
-size_t SelectTilesScratchBytes(const SelectTilesArgs& args) {
-  return sizeof(float) * static_cast<size_t>(args.num_requests) *
-         static_cast<size_t>(args.layer.ways[0].num_slots) * static_cast<size_t>(args.layer.group) *
-         kRows * kRows * static_cast<size_t>(args.max_tiles);
-}
-
-cudaError_t LaunchSelectTiles(const SelectTilesArgs& args, cudaStream_t stream) {
-  if (args.num_requests == 0 || args.layer.ways[0].num_slots == 0) return cudaSuccess;
-  cudaError_t error = cudaErrorInvalidValue;
+cudaError_t LaunchCopyTiles(const SelectTilesArgs& args, cudaStream_t stream) {
   switch (args.dtype) {
     case DType::kBf16:
-      error = LaunchEstimateType<KvType::kBf16>(args, stream);
+      CopyKeys<KvType::kBf16>(args, stream);
       break;
     case DType::kInt8:
-      error = LaunchEstimateType<KvType::kInt8>(args, stream);
+      CopyKeys<KvType::kInt8>(args, stream);
       break;
     case DType::kInt4:
-      error = LaunchEstimateType<KvType::kInt4>(args, stream);
+      CopyKeys<KvType::kInt4>(args, stream);
       break;
     default:
-      break;
+      return cudaErrorInvalidValue;
   }
+  const cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess) return error;
+  const dim3 grid(static_cast<unsigned>(args.num_requests),
+                  static_cast<unsigned>(args.num_slots * args.layer.group));
+  CopyQueriesKernel<<<grid, kCopyThreads, 0, stream>>>(args);
+  return cudaGetLastError();
+}
+
+cudaError_t LaunchChooseTiles(const SelectTilesArgs& args, cudaStream_t stream) {
+  const auto requests = static_cast<unsigned>(args.num_requests);
+  const auto slots = static_cast<unsigned>(args.num_slots);
+  const auto rows = static_cast<unsigned>(args.layer.group * kRows);
+  RowStatsKernel<<<dim3(rows, requests, slots), kStatsThreads, 0, stream>>>(args);
+  cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) return error;
   size_t capacity = 2;
   while (capacity < static_cast<size_t>(args.max_tiles)) capacity *= 2;
@@ -322,9 +282,7 @@ cudaError_t LaunchSelectTiles(const SelectTilesArgs& args, cudaStream_t stream) 
   error = cudaFuncSetAttribute(ChooseTilesKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shared));
   if (error != cudaSuccess) return error;
-  const dim3 grid(static_cast<unsigned>(args.layer.ways[0].num_slots),
-                  static_cast<unsigned>(args.num_requests));
-  ChooseTilesKernel<<<grid, kChoiceThreads, shared, stream>>>(args);
+  ChooseTilesKernel<<<dim3(slots, requests), kChoiceThreads, shared, stream>>>(args);
   return cudaGetLastError();
 }
 

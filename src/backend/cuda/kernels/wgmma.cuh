@@ -24,6 +24,13 @@ __device__ inline uint64_t Descriptor(const void* shared) {
          kSwizzle128 << 62;
 }
 
+// The descriptor of what lies `elements` of bf16 behind: rows that begin at multiples of 1024 bytes,
+// or 16 elements along a row. Shared memory is too small for the address to carry.
+__device__ inline uint64_t Advance(uint64_t descriptor, int elements) {
+  constexpr int kUnitElements = 8;
+  return descriptor + static_cast<uint64_t>(elements / kUnitElements);
+}
+
 __device__ inline void WgmmaFence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
@@ -40,6 +47,13 @@ __device__ inline void Pin(float (&c)[N][4]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     asm volatile("" : "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])::"memory");
+  }
+}
+template <int N>
+__device__ inline void Pin(uint32_t (&a)[N][4]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    asm volatile("" : "+r"(a[i][0]), "+r"(a[i][1]), "+r"(a[i][2]), "+r"(a[i][3])::"memory");
   }
 }
 
