@@ -2,6 +2,7 @@
 """Holds lserve's logits against transformers' on a random checkpoint that transformers writes.
 
     python3 tools/compare_transformers.py build/lserve --device cuda --tokens 2048,16384 --layers 4
+    python3 tools/compare_transformers.py build/lserve --device cuda --layers 32 --sharpness 1
 
 The checkpoint has Llama-3-8B's shape but for the number of layers and the vocabulary. transformers
 computes in bfloat16 and in float32; lserve in bfloat16 weights, dense. lserve must be as near to the
@@ -19,7 +20,7 @@ import torch
 import transformers
 
 
-def make_checkpoint(folder, layers, vocab):
+def make_checkpoint(folder, layers, vocab, sharpness):
     torch.manual_seed(7)
     config = transformers.LlamaConfig(
         hidden_size=4096, intermediate_size=14336, num_hidden_layers=layers, num_attention_heads=32,
@@ -30,10 +31,11 @@ def make_checkpoint(folder, layers, vocab):
                          "original_max_position_embeddings": 8192})
     with torch.device("cuda"):
         model = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
-    # The initial weights (0.02) attend almost evenly; sharper ones make attention matter.
+    # The initial weights (0.02) attend almost evenly; sharper ones make attention matter, and a deep
+    # model chaotic.
     for layer in model.model.layers:
-        layer.self_attn.q_proj.weight.data *= 3
-        layer.self_attn.k_proj.weight.data *= 3
+        layer.self_attn.q_proj.weight.data *= sharpness
+        layer.self_attn.k_proj.weight.data *= sharpness
     model.save_pretrained(folder)
 
 
@@ -66,11 +68,12 @@ def main():
     parser.add_argument("--tokens", default="2048,16384")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--vocab", type=int, default=16384)
+    parser.add_argument("--sharpness", type=float, default=3, help="factor on the weights of q and k")
     args = parser.parse_args()
     failed = False
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        make_checkpoint(folder / "model", args.layers, args.vocab)
+        make_checkpoint(folder / "model", args.layers, args.vocab, args.sharpness)
         model = load(folder / "model", torch.bfloat16)
         lengths = [int(n) for n in args.tokens.split(",")]
         prompts = [torch.randint(0, args.vocab, (n,), generator=torch.Generator().manual_seed(n)).cuda()

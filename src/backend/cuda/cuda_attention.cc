@@ -296,7 +296,8 @@ Status CudaBackend::SelectTiles(const SelectTilesParams& params) {
       args.num_requests = std::min(round.requests, static_cast<int>(end - done));
       args.max_tiles = 0;
       for (int i = 0; i < args.num_requests; ++i) {
-        args.max_tiles = std::max(args.max_tiles, requests[done + static_cast<size_t>(i)].num_tiles);
+        args.max_tiles =
+            std::max(args.max_tiles, requests[done + static_cast<size_t>(i)].num_tiles);
       }
       for (int slot = 0; slot < num_slots; slot += round.slots) {
         args.first_slot = slot;

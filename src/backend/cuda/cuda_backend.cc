@@ -48,7 +48,7 @@ Result<std::unique_ptr<CudaBackend>> CudaBackend::Make(const GpuInfo& gpu,
 }
 
 CudaBackend::~CudaBackend() {
-  static_cast<void>(cudaStreamSynchronize(stream_));
+  static_cast<void>(staging_.Release());  // waits for the stream
   static_cast<void>(cublasDestroy(cublas_));
   static_cast<void>(cudaStreamDestroy(stream_));
 }
@@ -69,6 +69,7 @@ Result<Buffer> CudaBackend::Allocate(size_t bytes) {
 
 Status CudaBackend::CopyToDevice(void* device, const void* host, size_t bytes) {
   if (bytes == 0) return Status();
+  if (bytes >= HostStaging::kMinBytes) return staging_.CopyToDevice(device, host, bytes);
   // From pageable memory: CUDA takes the bytes before the call returns.
   LS_CUDA(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_));
   return Status();

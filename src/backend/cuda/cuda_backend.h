@@ -13,6 +13,7 @@
 #include "backend/backend.h"
 #include "backend/cuda/device_memory.h"
 #include "backend/cuda/device_views.h"
+#include "backend/cuda/host_staging.h"
 #include "backend/cuda/kernels/kernels.h"
 #include "backend/cuda_probe.h"
 
@@ -70,7 +71,8 @@ class CudaBackend : public Backend {
         kernels_(kernels),
         stream_(stream),
         cublas_(cublas),
-        uploads_(stream) {}
+        uploads_(stream),
+        staging_(stream) {}
 
   Result<const SequenceView*> UploadSequences(std::span<const SequencePages> sequences);
   Result<AttentionArgs> MakeAttentionArgs(const AttentionParams& params);
@@ -83,6 +85,7 @@ class CudaBackend : public Backend {
   cudaStream_t stream_;
   cublasHandle_t cublas_;
   StepUploads uploads_;
+  HostStaging staging_;              // of weights
   DeviceScratch linear_scratch_;     // x as bf16, or a weight as float
   DeviceScratch attention_scratch_;  // partial results, scores
 };

@@ -28,9 +28,9 @@ constexpr int kGroupThreads = 128;  // of a warpgroup
 constexpr int kConsumers = 2;
 constexpr int kThreads = (kConsumers + 1) * kGroupThreads;
 constexpr int kGroupQueries = kTileTokens / kConsumers;
-constexpr int kStages = 2;        // of keys and values
-constexpr int kItemBuffers = 2;   // of queries
-constexpr int kLoaderWarps = 3;   // convert queries
+constexpr int kStages = 2;       // of keys and values
+constexpr int kItemBuffers = 2;  // of queries
+constexpr int kLoaderWarps = 3;  // convert queries
 constexpr int kStepPages = 2;
 constexpr int kStepKeys = kStepPages * kPageTokens;
 constexpr int kRowElements = 64;  // of a swizzled row: 128 bytes
@@ -440,11 +440,8 @@ __device__ void Consume(const AttentionArgs& args, int group, Shared<D>& shared)
 }
 
 template <int D>
-__global__ void __launch_bounds__(kThreads, 1)
-    PrefillAttentionSm90Kernel(AttentionArgs args,
-                               const __grid_constant__ PrefillMaps maps,
-                               int heads,
-                               int* next_item) {
+__global__ void __launch_bounds__(kThreads, 1) PrefillAttentionSm90Kernel(
+    AttentionArgs args, const __grid_constant__ PrefillMaps maps, int heads, int* next_item) {
   extern __shared__ uint4 raw_shared[];
   // Swizzled operands start at multiples of 1024 bytes.
   constexpr uintptr_t kAlignment = 1024;

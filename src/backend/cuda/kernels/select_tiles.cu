@@ -2,10 +2,10 @@
 // arXiv 2503.16428).
 //
 //   1. Estimate: an antidiagonal score is a product over the summed axis (s, d) of 16 D, so that
-//      all of them are one matrix product: row r of a head's queries 16 r + 15 - s times column c of
-//      keys 16 c + s. Both are copied into that form here (a page's keys are four columns as they
-//      lie), and cuBLAS multiplies them: 1 / 16 of the FLOPs of q K^T, at the rate of a large GEMM,
-//      for which copying 1 / 8 of the bytes that the scores take is little.
+//      all of them are one matrix product: row r of a head's queries 16 r + 15 - s times column c
+//      of keys 16 c + s. Both are copied into that form here (a page's keys are four columns as
+//      they lie), and cuBLAS multiplies them: 1 / 16 of the FLOPs of q K^T, at the rate of a large
+//      GEMM, for which copying 1 / 8 of the bytes that the scores take is little.
 //   2. Statistics: the maximum and the sum of the exponentials of each row.
 //   3. Choice, one block per (request, slot): softmax summed per tile, mean over rows and heads,
 //      sorted by mass, taken until the threshold.
@@ -37,8 +37,8 @@ __global__ void __launch_bounds__(kCopyThreads) CopyKeysKernel(SelectTilesArgs a
   const WayView& way = args.layer.ways[0];
   const PageId page = args.sequences[args.sequence].pages[0][blockIdx.x];
   const std::byte* part = way.kv + page * way.page_stride + slot * way.kv_bytes;
-  uint16_t* to = args.keys + (blockIdx.y * Columns(args) * kStride +
-                              int64_t{blockIdx.x} * kPageTokens) * dim;
+  uint16_t* to =
+      args.keys + (blockIdx.y * Columns(args) * kStride + int64_t{blockIdx.x} * kPageTokens) * dim;
   for (int i = threadIdx.x; i < kPageTokens * dim / 8; i += blockDim.x) {
     const int token = i * 8 / dim, d = i * 8 % dim;
     *reinterpret_cast<uint4*>(to + int64_t{8} * i) = LoadKey<T>(part, dim, token, d);
@@ -52,9 +52,8 @@ __global__ void __launch_bounds__(kCopyThreads) CopyQueriesKernel(SelectTilesArg
   const int q_head = args.layer.ways[0].heads[args.first_slot + slot] * group + g;
   const TileSelect& request = args.requests[blockIdx.x];
   const float* from = args.q.data + request.first_query * args.q.stride + int64_t{q_head} * dim;
-  uint16_t* to =
-      args.queries +
-      ((int64_t{slot} * args.num_requests + blockIdx.x) * group + g) * kTileTokens * dim;
+  uint16_t* to = args.queries +
+                 ((int64_t{slot} * args.num_requests + blockIdx.x) * group + g) * kTileTokens * dim;
   for (int i = threadIdx.x; i < kTileTokens * dim / 2; i += blockDim.x) {
     const int row = i * 2 / dim, d = i * 2 % dim;
     const int query = row / kStride * kStride + kStride - 1 - row % kStride;
@@ -101,8 +100,8 @@ __global__ void __launch_bounds__(kStatsThreads) RowStatsKernel(SelectTilesArgs 
   RowStats stats;
   for (int c = 4 * threadIdx.x; c < count; c += 4 * kStatsThreads) {
     const float4 x = *reinterpret_cast<const float4*>(scores + c);
-    const float values[4] = {x.x, c + 1 < count ? x.y : -INFINITY,
-                             c + 2 < count ? x.z : -INFINITY, c + 3 < count ? x.w : -INFINITY};
+    const float values[4] = {x.x, c + 1 < count ? x.y : -INFINITY, c + 2 < count ? x.z : -INFINITY,
+                             c + 3 < count ? x.w : -INFINITY};
     const float max = fmaxf(fmaxf(values[0], values[1]), fmaxf(values[2], values[3]));
     float sum = 0;
 #pragma unroll

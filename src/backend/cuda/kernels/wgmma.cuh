@@ -24,8 +24,8 @@ __device__ inline uint64_t Descriptor(const void* shared) {
          kSwizzle128 << 62;
 }
 
-// The descriptor of what lies `elements` of bf16 behind: rows that begin at multiples of 1024 bytes,
-// or 16 elements along a row. Shared memory is too small for the address to carry.
+// The descriptor of what lies `elements` of bf16 behind: rows that begin at multiples of 1024
+// bytes, or 16 elements along a row. Shared memory is too small for the address to carry.
 __device__ inline uint64_t Advance(uint64_t descriptor, int elements) {
   constexpr int kUnitElements = 8;
   return descriptor + static_cast<uint64_t>(elements / kUnitElements);
