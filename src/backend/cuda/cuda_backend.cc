@@ -48,7 +48,8 @@ Result<std::unique_ptr<CudaBackend>> CudaBackend::Make(const GpuInfo& gpu,
 }
 
 CudaBackend::~CudaBackend() {
-  static_cast<void>(staging_.Release());  // waits for the stream
+  static_cast<void>(cudaStreamSynchronize(stream_));
+  static_cast<void>(staging_.Release());
   static_cast<void>(cublasDestroy(cublas_));
   static_cast<void>(cudaStreamDestroy(stream_));
 }

@@ -29,6 +29,7 @@ Status HostStaging::Start() {
 }
 
 Status HostStaging::Release() {
+  if (blocks_.front().memory == nullptr) return Status();  // never started, or released
   pool_ = nullptr;
   const cudaError_t error = cudaStreamSynchronize(stream_);
   for (Block& block : blocks_) {
