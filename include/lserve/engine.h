@@ -65,6 +65,8 @@ class Engine {
   // Forgets the prefixes that finished requests left in the cache.
   void DropPrefixes();
   uint64_t kv_bytes_in_use() const;
+  // Times that a request's pages were taken back before its end.
+  int64_t num_preemptions() const;
   // Of all requests so far, running ones included.
   const AuditStats& audit() const;
 
