@@ -66,7 +66,7 @@ TEST_F(Scheduling, PreemptionChangesNoAnswer) {
       std::vector<Request> all;
       for (uint64_t i = 0; i < 4; ++i) {
         all.push_back(Ask(200 + 30 * static_cast<int64_t>(i), i,
-                          mode == AttentionMode::kDense ? 800 : 1400));
+                          mode == AttentionMode::kDense ? 900 : 1400));
         all.back().keep_prefix = i % 2 == 0 ? 200 : 0;
         if (i == 3) {  // draws, and with penalties: its state must survive
           all.back().sampling.temperature = 1;
@@ -82,10 +82,10 @@ TEST_F(Scheduling, PreemptionChangesNoAnswer) {
     EXPECT_LT(small->num_preemptions(), 12) << "work is thrown away again and again";
     const std::unique_ptr<Engine> large = MakeEngine(Config(mode, size_t{256} << 20));
     int64_t preemptions = 0;
-    std::vector<Request> alone = requests();
-    for (size_t i = 0; i < alone.size(); ++i) {
+    const std::vector<Answer> undisturbed = RunAll(*large, requests());
+    for (size_t i = 0; i < undisturbed.size(); ++i) {
       SCOPED_TRACE(i);
-      const Answer answer = RunOne(*large, std::move(alone[i]));
+      const Answer& answer = undisturbed[i];
       EXPECT_EQ(together[i].reason, FinishReason::kLength);
       EXPECT_EQ(together[i].tokens, answer.tokens);
       EXPECT_TRUE(SameBits(together[i].token_logits, answer.token_logits));

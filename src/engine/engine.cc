@@ -11,6 +11,7 @@
 #include "engine/attention_probe.h"
 #include "engine/auditor.h"
 #include "engine/engine_setup.h"
+#include "engine/prefix_archive.h"
 #include "engine/prefix_tree.h"
 #include "engine/scheduler.h"
 #include "engine/sequence.h"
@@ -53,8 +54,13 @@ class Engine::Impl {
       : parts_(std::move(parts)),
         config_(parts_.config),
         prefixes_(parts_.pool.get(), parts_.store.get()),
+        archive_(parts_.disk == nullptr
+                     ? nullptr
+                     : std::make_unique<PrefixArchive>(
+                           &prefixes_, parts_.pool.get(), parts_.store.get(), std::move(parts_.disk))),
         scheduler_(parts_.pool.get(),
                    &prefixes_,
+                   archive_.get(),
                    config_.max_num_seqs,
                    config_.max_num_batched_tokens,
                    config_.max_decode_gap_ms),
@@ -70,6 +76,7 @@ class Engine::Impl {
   EngineParts parts_;
   const EngineConfig& config_;
   PrefixTree prefixes_;
+  std::unique_ptr<PrefixArchive> archive_;  // null: no disk tier
   Scheduler scheduler_;
   AuditStats audit_;
 
@@ -569,7 +576,12 @@ void Engine::Impl::KeepPrefix(const Sequence& sequence, int64_t first) {
     if (point <= first || point > done) continue;
     prefixes_.Add(
         sequence.request.prompt, point,
-        {.settings = sequence.attention, .salt = sequence.request.cache_salt}, sequence.cache);
+        {.settings = sequence.attention, .salt = sequence.request.cache_salt},
+        [&](Way way, PageIdx page) { return sequence.cache.SharePage(way, page); });
+    if (archive_ != nullptr && (point % kStretchTokens == 0 || point == points[1])) {
+      archive_->Keep(sequence.request.prompt, point,
+                     {.settings = sequence.attention, .salt = sequence.request.cache_salt});
+    }
   }
 }
 
@@ -722,12 +734,16 @@ Result<std::vector<RequestEvent>> Engine::Step() {
 }
 void Engine::DropPrefixes() {
   impl_->prefixes_.Clear();
+  if (impl_->archive_ != nullptr) impl_->archive_->disk().Clear();
 }
 uint64_t Engine::kv_bytes_in_use() const {
   return impl_->parts_.pool->bytes_in_use();
 }
 int64_t Engine::num_preemptions() const {
   return impl_->scheduler_.num_preemptions();
+}
+DiskTierStats Engine::disk_tier() const {
+  return impl_->archive_ == nullptr ? DiskTierStats() : impl_->archive_->disk().stats();
 }
 const AuditStats& Engine::audit() const {
   return impl_->audit_;

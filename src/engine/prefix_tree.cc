@@ -39,8 +39,9 @@ bool PrefixTree::Node::in_use() const {
 PrefixTree::Root* PrefixTree::FindRoot(const PrefixKey& key) const {
   const auto of_salt = roots_.find(key.salt);
   if (of_salt == roots_.end()) return nullptr;
+  const std::string prefill_key = PrefillKey(key.settings);
   for (const auto& root : of_salt->second) {
-    if (SamePrefill(root->settings, key.settings)) return root.get();
+    if (root->prefill_key == prefill_key) return root.get();
   }
   return nullptr;
 }
@@ -56,16 +57,15 @@ void PrefixTree::Touch(Node* node) {
 void PrefixTree::Add(std::span<const int32_t> prompt,
                      int64_t num_tokens,
                      const PrefixKey& key,
-                     const SequenceCache& cache) {
-  LS_CHECK_LE(num_tokens, cache.num_tokens());
+                     const PageSource& source,
+                     StreamingPages streaming_pages) {
   if (num_tokens == 0) return;
   Root* root = FindRoot(key);
   if (root == nullptr) {
     auto& of_salt = roots_[key.salt];
     of_salt.push_back(std::make_unique<Root>());
     root = of_salt.back().get();
-    root->settings = key.settings;
-    root->salt = key.salt;
+    root->prefill_key = PrefillKey(key.settings);
   }
   ++now_;
   const NeededStreaming needed = StreamingAt(key.settings, num_tokens);
@@ -77,6 +77,8 @@ void PrefixTree::Add(std::span<const int32_t> prompt,
                        static_cast<size_t>(std::min<int64_t>(kPageTokens, num_tokens - first)));
     auto child = node->children.find(tokens);
     if (child == node->children.end()) {
+      PageRef retrieval = source(Way::kRetrieval, page);
+      if (!retrieval && pool_->page_bytes(Way::kRetrieval) > 0) break;
       if (node->children.empty() && node->parent != nullptr)
         leaves_.erase({node->last_used, node});
       child = node->children
@@ -85,15 +87,17 @@ void PrefixTree::Add(std::span<const int32_t> prompt,
                   .first;
       child->second->parent = node;
       child->second->place = child;
-      child->second->pages[Index(Way::kRetrieval)] = cache.SharePage(Way::kRetrieval, page);
+      child->second->pages[Index(Way::kRetrieval)] = std::move(retrieval);
       ++num_nodes_;
     }
     node = child->second.get();
     PageRef& streaming = node->pages[Index(Way::kStreaming)];
-    if (!streaming && (page < needed.sink || page >= needed.window))
-      streaming = cache.SharePage(Way::kStreaming, page);
+    const bool all = streaming_pages == StreamingPages::kAll;
+    if (!streaming && (all || page < needed.sink || page >= needed.window))
+      streaming = source(Way::kStreaming, page);
     Touch(node);
   }
+  if (root->node.children.empty()) DropRoot(&root->node);
 }
 
 PrefixTree::Path PrefixTree::Walk(Root* root, std::span<const int32_t> prompt) {
@@ -190,11 +194,12 @@ PrefixTree::Found PrefixTree::Find(std::span<const int32_t> prompt, const Prefix
   Found found{.cache = SequenceCache(pool_, storage_), .match = {}};
   const auto of_salt = roots_.find(key.salt);
   if (of_salt == roots_.end()) return found;
+  const std::string prefill_key = PrefillKey(key.settings);
   Path path;
   int64_t elsewhere = 0;  // what prefixes of other settings have in common
   for (const auto& root : of_salt->second) {
     Path other = Walk(root.get(), prompt);
-    if (SamePrefill(root->settings, key.settings)) {
+    if (root->prefill_key == prefill_key) {
       path = std::move(other);
     } else {
       elsewhere = std::max(elsewhere, other.common);
@@ -222,6 +227,30 @@ PrefixTree::Found PrefixTree::Find(std::span<const int32_t> prompt, const Prefix
   return found;
 }
 
+int64_t PrefixTree::Common(std::span<const int32_t> prompt, const PrefixKey& key) const {
+  Root* root = FindRoot(key);
+  return root == nullptr ? 0 : Walk(root, prompt).common;
+}
+
+std::vector<std::array<PageRef, kNumWays>> PrefixTree::SharePages(std::span<const int32_t> prompt,
+                                                                  int64_t first_token,
+                                                                  int64_t num_tokens,
+                                                                  const PrefixKey& key) const {
+  std::vector<std::array<PageRef, kNumWays>> pages;
+  Root* root = FindRoot(key);
+  if (root == nullptr) return pages;
+  const Path path = Walk(root, prompt.first(static_cast<size_t>(num_tokens)));
+  if (path.common < num_tokens) return pages;
+  for (PageIdx i = static_cast<PageIdx>(first_token / kPageTokens); i < NumPages(num_tokens); ++i) {
+    pages.emplace_back();
+    for (const Way way : kWays) {
+      const PageRef& page = path.nodes[static_cast<size_t>(i)]->pages[Index(way)];
+      if (page) pages.back()[static_cast<size_t>(Index(way))] = page.Share();
+    }
+  }
+  return pages;
+}
+
 void PrefixTree::Remove(Node* node) {
   Node* parent = node->parent;
   leaves_.erase({node->last_used, node});
@@ -232,12 +261,13 @@ void PrefixTree::Remove(Node* node) {
     leaves_.insert({parent->last_used, parent});
     return;
   }
-  // The last page of a root.
+  DropRoot(parent);
+}
+
+void PrefixTree::DropRoot(const Node* node) {
   for (auto of_salt = roots_.begin(); of_salt != roots_.end(); ++of_salt) {
-    if (std::erase_if(of_salt->second, [&](const auto& root) { return &root->node == parent; }) ==
-        0) {
+    if (std::erase_if(of_salt->second, [&](const auto& root) { return &root->node == node; }) == 0)
       continue;
-    }
     if (of_salt->second.empty()) roots_.erase(of_salt);
     return;
   }

@@ -4,7 +4,9 @@
 // scheduler (lookup, eviction) and the engine (what to keep). Engine thread only.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <set>
@@ -25,7 +27,7 @@ namespace lserve {
 inline constexpr int64_t kResumeTokens = 2048;
 
 // What a prefix is kept under: prompts share pages only if all of it is the same. Of the settings
-// counts what SamePrefill() compares.
+// counts what PrefillKey() says.
 struct PrefixKey {
   const AttentionSettings& settings;
   const std::string& salt;
@@ -41,13 +43,18 @@ class PrefixTree {
   PrefixTree(const PrefixTree&) = delete;
   PrefixTree& operator=(const PrefixTree&) = delete;
 
-  // Keeps the first `num_tokens` of `prompt`, which `cache` holds, resumable at `num_tokens`: all
-  // retrieval pages, and the streaming pages that a query there still sees. REQUIRES: these are in
-  // the cache, and `num_tokens` is a ResumePosition of the settings.
+  // A page that may be kept; empty if there is none.
+  using PageSource = std::function<PageRef(Way, PageIdx)>;
+  enum class StreamingPages : uint8_t { kNeeded, kAll };
+  // Keeps the first `num_tokens` of `prompt`, resumable at `num_tokens`: all retrieval pages, and
+  // the streaming pages that a query there still sees, or all that `source` has. It ends before a
+  // page whose retrieval part neither `source` nor the tree has. REQUIRES: `num_tokens` is a
+  // ResumePosition of the settings.
   void Add(std::span<const int32_t> prompt,
            int64_t num_tokens,
            const PrefixKey& key,
-           const SequenceCache& cache);
+           const PageSource& source,
+           StreamingPages streaming_pages = StreamingPages::kNeeded);
 
   struct Found {
     // With as many leading tokens of the prompt as a kept prefix can give: never all of them (the
@@ -57,6 +64,15 @@ class PrefixTree {
     PrefixMatch match;
   };
   Found Find(std::span<const int32_t> prompt, const PrefixKey& key);
+
+  // Leading tokens of the prompt that are held, resumable or not. Counts as no use.
+  int64_t Common(std::span<const int32_t> prompt, const PrefixKey& key) const;
+  // The pages of positions [first_token, num_tokens), which begins with a page: one for each, or
+  // none if some retrieval page is not held.
+  std::vector<std::array<PageRef, kNumWays>> SharePages(std::span<const int32_t> prompt,
+                                                        int64_t first_token,
+                                                        int64_t num_tokens,
+                                                        const PrefixKey& key) const;
 
   // Drops the page that was used longest ago of those that nothing lies behind and no sequence
   // uses; false if there is none.
@@ -86,8 +102,7 @@ class PrefixTree {
     bool in_use() const;
   };
   struct Root {
-    AttentionSettings settings;
-    std::string salt;
+    std::string prefill_key;
     Node node;
   };
   // What a prompt and a tree have in common.
@@ -103,6 +118,7 @@ class PrefixTree {
   SequenceCache Share(const Path& path, int64_t num_tokens, const AttentionSettings& settings);
   void Touch(Node* node);
   void Remove(Node* node);
+  void DropRoot(const Node* node);
 
   PagePool* pool_;
   PageStorage* storage_;

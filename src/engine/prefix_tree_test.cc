@@ -31,13 +31,17 @@ class PrefixTreeTest : public testing::Test {
     return tokens;
   }
   PrefixKey Key() const { return {.settings = settings_, .salt = salt_}; }
+  void Keep(std::span<const int32_t> prompt, int64_t point, const SequenceCache& cache) {
+    tree_.Add(prompt, point, Key(),
+              [&](Way way, PageIdx page) { return cache.SharePage(way, page); });
+  }
   // What the engine does with a prompt: prefill in one chunk, keep, trim.
   SequenceCache Prefill(std::span<const int32_t> prompt, std::vector<int64_t> points) {
     SequenceCache cache(&pool_, &storage_);
     const int64_t size = static_cast<int64_t>(prompt.size());
     EXPECT_TRUE(cache.Reserve(size));
     cache.Advance(size);
-    for (const int64_t point : points) tree_.Add(prompt, point, Key(), cache);
+    for (const int64_t point : points) Keep(prompt, point, cache);
     cache.TrimStreaming(StreamingSinkEnd(settings_), StreamingKeepFrom(settings_, size, true));
     return cache;
   }
@@ -168,7 +172,8 @@ TEST_F(PrefixTreeTest, LongChainsAreDropped) {
   const std::vector<int32_t> prompt(1'000'000, 1);
   ASSERT_TRUE(cache.Reserve(1'000'000));
   cache.Advance(1'000'000);
-  tree.Add(prompt, 1'000'000, Key(), cache);
+  tree.Add(prompt, 1'000'000, Key(),
+           [&](Way way, PageIdx page) { return cache.SharePage(way, page); });
   EXPECT_EQ(tree.num_nodes(), 15'625);
   EXPECT_EQ(tree.Find(prompt, Key()).cache.num_tokens(), 999'999);
 }

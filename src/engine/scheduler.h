@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "attention/attention_settings.h"
+#include "engine/prefix_archive.h"
 #include "engine/prefix_tree.h"
 #include "engine/sequence.h"
 #include "kv/page_pool.h"
@@ -36,15 +37,18 @@ struct Scheduled {
 // the same reason.
 class Scheduler {
  public:
+  // `archive`: null, or where prefixes are looked for beyond the tree, once for each admission.
   // `max_decode_gap_ms`: 0, or the time a step should take while answers are being written, prompts
   // get smaller chunks then.
   Scheduler(PagePool* pool,
             PrefixTree* prefixes,
+            PrefixArchive* archive,
             int max_num_seqs,
             int max_num_batched_tokens,
             double max_decode_gap_ms)
       : pool_(pool),
         prefixes_(prefixes),
+        archive_(archive),
         max_num_seqs_(max_num_seqs),
         max_num_batched_tokens_(max_num_batched_tokens),
         max_decode_gap_ms_(max_decode_gap_ms) {}
@@ -95,6 +99,7 @@ class Scheduler {
 
   PagePool* pool_;
   PrefixTree* prefixes_;
+  PrefixArchive* archive_;
   int max_num_seqs_;
   int max_num_batched_tokens_;
   double max_decode_gap_ms_;

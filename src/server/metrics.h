@@ -13,6 +13,7 @@
 #include <tuple>
 #include <vector>
 
+#include "lserve/engine.h"
 #include "lserve/request.h"
 
 namespace lserve {
@@ -25,6 +26,7 @@ struct EngineSnapshot {
   uint64_t kv_bytes_in_use = 0;
   uint64_t kv_budget_bytes = 0;
   std::string kv_dtype = {};
+  DiskTierStats disk = {};
   int64_t preemptions = 0;
   int64_t recomputed_tokens = 0;
   int64_t steps = 0;
