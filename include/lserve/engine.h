@@ -47,8 +47,8 @@ struct DiskTierStats {
   int64_t dropped = 0;        // stretches that were not written: disk too slow, too small or full
 };
 
-// Thread safety: every method on one thread, but for Check() and the accessors of what is fixed
-// when the engine is made: info(), config(), model_config(), tokenizer().
+// Thread safety: every method on one thread, but for Check(), disk_tier() and the accessors of what
+// is fixed when the engine is made: info(), config(), model_config(), tokenizer().
 class Engine {
  public:
   static Result<std::unique_ptr<Engine>> Create(const EngineConfig& config);

@@ -113,6 +113,7 @@ EngineSnapshot EngineThread::snapshot() const {
   const std::lock_guard lock(mutex_);
   EngineSnapshot snapshot = state_;
   snapshot.failure = failure_;
+  snapshot.disk = engine_->disk_tier();
   if (snapshot.busy) {
     snapshot.seconds_since_last_step =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - last_step_).count();
@@ -367,12 +368,10 @@ void EngineThread::LeaveQueue(Member& member) {
 void EngineThread::PublishState() {
   const uint64_t bytes = engine_->kv_bytes_in_use();
   const int64_t preemptions = engine_->num_preemptions();
-  const DiskTierStats disk = engine_->disk_tier();
   const bool has_work = engine_->has_work();
   const std::lock_guard lock(mutex_);
   state_.kv_bytes_in_use = bytes;
   state_.preemptions = preemptions;
-  state_.disk = disk;
   state_.busy = has_work || !inbox_.empty();
 }
 

@@ -464,6 +464,11 @@ std::optional<ApiError> Service::MakeRequest(const GenerationParams& params,
   request.stop_token_ids = params.stop_token_ids;
   request.cache_salt = params.cache_salt;
   request.priority = params.priority;
+  if (!config_.priorities && params.priority != 0) {
+    return BadField("priority", StrCat("priority is ", params.priority,
+                                       ", expected 0: this server serves in order of arrival "
+                                       "(--scheduling-policy fcfs)"));
+  }
   if (params.attention || params.token_budget) {
     AttentionSettings attention = engine.config().attention;
     attention.mode = params.attention.value_or(attention.mode);
