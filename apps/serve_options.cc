@@ -93,7 +93,7 @@ void AddForeignFlags(FlagSet& flags, ServeOptions& out) {
                 "others can read a command line; use --admin-key-file or LSERVE_ADMIN_KEY");
   flags.Refused("--chat-template", true, "the checkpoint's own template is used");
   flags.Refused("--kv-offloading-size,--cache-ram", true,
-                "there is no tier in host memory; --kv-disk-dir keeps prefixes on disk");
+                "its unit is not ours; use --kv-host-bytes, as 16G");
   flags.Refused("--slot-save-path", true, "use --kv-disk-dir, which needs no request to save");
 }
 

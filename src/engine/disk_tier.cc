@@ -99,12 +99,6 @@ std::string DiskTier::PathOf(const std::string& name) const {
   return StrCat(config_.dir, "/", name, kSuffix);
 }
 
-std::string DiskTier::ParentOf(const PrefixSnapshot& snapshot) const {
-  return PrefixName(
-      config_.origin, snapshot.family,
-      std::span(snapshot.tokens).first(static_cast<size_t>(snapshot.first_token)));
-}
-
 Status DiskTier::ReadIndex() {
   std::error_code error;
   std::vector<std::pair<std::filesystem::file_time_type, std::string>> found;
@@ -129,17 +123,13 @@ Status DiskTier::ReadIndex() {
       LogWarning(StrCat("KV disk tier: ", read.status().message()));
       continue;
     }
-    const PrefixSnapshot& snapshot = read.value().snapshot;
-    const std::vector<int32_t>& tokens = snapshot.tokens;
-    Insert(name, {.bytes = std::filesystem::file_size(PathOf(name), error),
-                  .parent = ParentOf(snapshot),
-                  .tokens = {tokens.begin() + snapshot.first_token, tokens.end()}});
+    index_.Insert(name, read.value().snapshot, std::filesystem::file_size(PathOf(name), error));
   }
   MakeRoom(0);  // the budget may be smaller than last time
   return Status();
 }
 
-Result<DiskTier::Stretch> DiskTier::Read(const std::string& name, bool with_pages) const {
+Result<Stretch> DiskTier::Read(const std::string& name, bool with_pages) const {
   const std::string path = PathOf(name);
   const File file(path, O_RDONLY | O_NOFOLLOW);
   struct stat info = {};
@@ -176,116 +166,62 @@ Result<DiskTier::Stretch> DiskTier::Read(const std::string& name, bool with_page
   return stretch;
 }
 
-void DiskTier::Insert(const std::string& name, Entry entry) {
-  entry.last_used = ++now_;
-  stats_.bytes += entry.bytes;
-  ++stats_.files;
-  children_.emplace(entry.parent, name);
-  entries_.emplace(name, std::move(entry));
-}
-
-void DiskTier::Forget(const std::string& name) {
-  const auto entry = entries_.find(name);
-  if (entry == entries_.end()) return;
-  stats_.bytes -= entry->second.bytes;
-  --stats_.files;
-  const auto [first, last] = children_.equal_range(entry->second.parent);
-  for (auto child = first; child != last; ++child) {
-    if (child->second != name) continue;
-    children_.erase(child);
-    break;
+// Deletes what was used longest ago until `bytes` more fit.
+void DiskTier::MakeRoom(uint64_t bytes) {
+  while (index_.size() > 0 && index_.bytes() + bytes > config_.max_bytes) {
+    const std::string oldest = index_.Oldest();
+    unlink(PathOf(oldest).c_str());
+    index_.Erase(oldest);
   }
-  entries_.erase(entry);
-}
-
-// Deletes what was used longest ago until `bytes` more fit; false: they never will.
-bool DiskTier::MakeRoom(uint64_t bytes) {
-  if (bytes > config_.max_bytes) return false;
-  while (stats_.bytes + bytes > config_.max_bytes) {
-    const auto oldest = std::min_element(
-        entries_.begin(), entries_.end(),
-        [](const auto& a, const auto& b) { return a.second.last_used < b.second.last_used; });
-    const std::string name = oldest->first;
-    unlink(PathOf(name).c_str());
-    Forget(name);
-  }
-  return true;
 }
 
 bool DiskTier::Has(std::string_view family, std::span<const int32_t> tokens) const {
-  const std::string name = PrefixName(config_.origin, family, tokens);
+  const std::string name = index_.NameOf(family, tokens);
   const std::lock_guard lock(mutex_);
-  return entries_.contains(name) || pending_.contains(name);
+  return index_.Contains(name) || pending_.contains(name);
 }
 
-void DiskTier::Save(PrefixSnapshot snapshot, std::vector<std::byte> pages) {
-  LS_CHECK_EQ(snapshot.first_token % kStretchTokens, 0);
-  snapshot.origin = config_.origin;
-  Write write{.name = PrefixName(config_.origin, snapshot.family, snapshot.tokens),
-              .entry = {.parent = ParentOf(snapshot),
-                        .tokens = {snapshot.tokens.begin() + snapshot.first_token,
-                                   snapshot.tokens.end()}},
-              .prologue = SnapshotPrologue(snapshot, config_.page_bytes, pages),
-              .pages = std::move(pages)};
-  write.entry.bytes = write.prologue.size() + write.pages.size();
+void DiskTier::Save(std::shared_ptr<const Stretch> stretch) {
+  Write write{.name = index_.NameOf(stretch->snapshot.family, stretch->snapshot.tokens),
+              .stretch = std::move(stretch)};
   {
     const std::lock_guard lock(mutex_);
-    if (queued_bytes_ + write.entry.bytes > kMaxQueuedBytes) {
+    const uint64_t bytes = write.stretch->pages.size();
+    if (queued_bytes_ + bytes > kMaxQueuedBytes) {
       ++stats_.dropped;
       return;
     }
-    queued_bytes_ += write.entry.bytes;
+    queued_bytes_ += bytes;
     pending_.insert(write.name);
     queue_.push_back(std::move(write));
   }
   wake_.notify_one();
 }
 
-std::optional<DiskTier::Stretch> DiskTier::Load(std::string_view family,
-                                                std::span<const int32_t> prompt,
-                                                int64_t first_token,
-                                                int64_t at_least) {
-  LS_CHECK_EQ(first_token % kStretchTokens, 0);
-  const std::span<const int32_t> before = prompt.first(static_cast<size_t>(first_token));
-  const std::span<const int32_t> rest = prompt.subspan(before.size());
-  const std::string parent = PrefixName(config_.origin, family, before);
+std::shared_ptr<const Stretch> DiskTier::Load(std::string_view family,
+                                              std::span<const int32_t> prompt,
+                                              int64_t first_token,
+                                              int64_t at_least) {
   for (;;) {
     std::string name;
     {
       const std::lock_guard lock(mutex_);
-      int64_t most = at_least;
-      const auto [first, last] = children_.equal_range(parent);
-      for (auto child = first; child != last; ++child) {
-        const std::vector<int32_t>& tokens = entries_.at(child->second).tokens;
-        const int64_t common =
-            std::mismatch(tokens.begin(), tokens.end(), rest.begin(), rest.end()).first -
-            tokens.begin();
-        if (common <= most) continue;
-        most = common;
-        name = child->second;
-      }
-      if (name.empty()) return std::nullopt;
-      entries_.at(name).last_used = ++now_;
+      name = index_.Find(family, prompt, first_token, at_least);
     }
+    if (name.empty()) return nullptr;
     Result<Stretch> read = Read(name, /*with_pages=*/true);
     const std::lock_guard lock(mutex_);
     if (read.ok()) {
-      Stretch stretch = std::move(read).value();
-      // The name of what lies before may be another prefix's by accident.
-      const std::vector<int32_t>& tokens = stretch.snapshot.tokens;
-      if (stretch.snapshot.family == family &&
-          stretch.snapshot.first_token == first_token &&
-          std::equal(before.begin(), before.end(), tokens.begin())) {
-        stats_.loaded_tokens += static_cast<int64_t>(tokens.size()) - first_token;
-        return stretch;
-      }
-      return std::nullopt;
+      auto stretch = std::make_shared<const Stretch>(std::move(read).value());
+      if (!Continues(stretch->snapshot, family, prompt, first_token)) return nullptr;
+      stats_.loaded_tokens += static_cast<int64_t>(stretch->snapshot.tokens.size()) - first_token;
+      return stretch;
     }
     ++stats_.refused;
     LogWarning(StrCat("KV disk tier: ", read.status().message()));
     // Damaged, so it only takes room; the prefix is written again when it is computed.
     unlink(PathOf(name).c_str());
-    Forget(name);
+    index_.Erase(name);
   }
 }
 
@@ -294,25 +230,34 @@ void DiskTier::WriteLoop() {
   for (;;) {
     wake_.wait(lock, [&] { return stop_ || !queue_.empty(); });
     if (queue_.empty()) return;
-    Write write = std::move(queue_.front());
+    const Write write = std::move(queue_.front());
     queue_.pop_front();
-    const bool fits = MakeRoom(write.entry.bytes);
+    lock.unlock();
+    PrefixSnapshot snapshot = write.stretch->snapshot;
+    snapshot.origin = config_.origin;
+    const std::vector<std::byte> prologue =
+        SnapshotPrologue(snapshot, config_.page_bytes, write.stretch->pages);
+    const uint64_t bytes = prologue.size() + write.stretch->pages.size();
+    lock.lock();
+    const bool fits = bytes <= config_.max_bytes;
     Status status;
     if (fits) {
+      MakeRoom(bytes);
       lock.unlock();
-      status = WriteFiles(write);
+      status = WriteFile(write, prologue);
       lock.lock();
     }
-    queued_bytes_ -= write.entry.bytes;
-    if (fits && status.ok() && pending_.contains(write.name)) {
-      Insert(write.name, std::move(write.entry));
+    queued_bytes_ -= write.stretch->pages.size();
+    if (fits && status.ok()) {
+      index_.Erase(write.name);
+      index_.Insert(write.name, snapshot, bytes);
     } else {
       ++stats_.dropped;
     }
     if (!status.ok()) {
       // A full disk: what is there now is all that fits, and from here on the old makes room.
-      config_.max_bytes = stats_.bytes;
-      LogWarning(StrCat("KV disk tier: ", status.message(), "; it stays at ", stats_.bytes,
+      config_.max_bytes = index_.bytes();
+      LogWarning(StrCat("KV disk tier: ", status.message(), "; it stays at ", index_.bytes(),
                         " bytes until the next start"));
     }
     pending_.erase(write.name);
@@ -320,12 +265,12 @@ void DiskTier::WriteLoop() {
   }
 }
 
-Status DiskTier::WriteFiles(const Write& write) const {
+Status DiskTier::WriteFile(const Write& write, std::span<const std::byte> prologue) const {
   const std::string path = PathOf(write.name), temporary = path + ".tmp";
   {
     const File file(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW);
     if (!file.ok()) return IoError(temporary, "make it");
-    if (!file.Append(write.prologue) || !file.Append(write.pages)) {
+    if (!file.Append(prologue) || !file.Append(write.stretch->pages)) {
       const Status status = IoError(temporary, "write it");
       unlink(temporary.c_str());
       return status;
@@ -340,10 +285,10 @@ Status DiskTier::WriteFiles(const Write& write) const {
 void DiskTier::Clear() {
   Flush();
   const std::lock_guard lock(mutex_);
-  while (!entries_.empty()) {
-    const std::string name = entries_.begin()->first;
+  while (index_.size() > 0) {
+    const std::string name = index_.Oldest();
     unlink(PathOf(name).c_str());
-    Forget(name);
+    index_.Erase(name);
   }
 }
 
@@ -352,9 +297,12 @@ void DiskTier::Flush() {
   done_.wait(lock, [&] { return pending_.empty(); });
 }
 
-DiskTierStats DiskTier::stats() const {
+KvTierStats DiskTier::stats() const {
   const std::lock_guard lock(mutex_);
-  return stats_;
+  KvTierStats stats = stats_;
+  stats.bytes = index_.bytes();
+  stats.stretches = index_.size();
+  return stats;
 }
 
 }  // namespace lserve

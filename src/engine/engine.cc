@@ -54,13 +54,10 @@ class Engine::Impl {
       : parts_(std::move(parts)),
         config_(parts_.config),
         prefixes_(parts_.pool.get(), parts_.store.get()),
-        archive_(parts_.disk == nullptr
-                     ? nullptr
-                     : std::make_unique<PrefixArchive>(
-                           &prefixes_, parts_.pool.get(), parts_.store.get(), std::move(parts_.disk))),
+        archive_(&prefixes_, parts_.pool.get(), parts_.store.get(), &parts_.tiers),
         scheduler_(parts_.pool.get(),
                    &prefixes_,
-                   archive_.get(),
+                   &archive_,
                    config_.max_num_seqs,
                    config_.max_num_batched_tokens,
                    config_.max_decode_gap_ms),
@@ -76,7 +73,7 @@ class Engine::Impl {
   EngineParts parts_;
   const EngineConfig& config_;
   PrefixTree prefixes_;
-  std::unique_ptr<PrefixArchive> archive_;  // null: no disk tier
+  PrefixArchive archive_;
   Scheduler scheduler_;
   AuditStats audit_;
 
@@ -578,8 +575,8 @@ void Engine::Impl::KeepPrefix(const Sequence& sequence, int64_t first) {
         sequence.request.prompt, point,
         {.settings = sequence.attention, .salt = sequence.request.cache_salt},
         [&](Way way, PageIdx page) { return sequence.cache.SharePage(way, page); });
-    if (archive_ != nullptr && (point % kStretchTokens == 0 || point == points[1])) {
-      archive_->Keep(sequence.request.prompt, point,
+    if (point % kStretchTokens == 0 || point == points[1]) {
+      archive_.Keep(sequence.request.prompt, point,
                      {.settings = sequence.attention, .salt = sequence.request.cache_salt});
     }
   }
@@ -734,7 +731,7 @@ Result<std::vector<RequestEvent>> Engine::Step() {
 }
 void Engine::DropPrefixes() {
   impl_->prefixes_.Clear();
-  if (impl_->archive_ != nullptr) impl_->archive_->disk().Clear();
+  impl_->archive_.Clear();
 }
 uint64_t Engine::kv_bytes_in_use() const {
   return impl_->parts_.pool->bytes_in_use();
@@ -742,8 +739,13 @@ uint64_t Engine::kv_bytes_in_use() const {
 int64_t Engine::num_preemptions() const {
   return impl_->scheduler_.num_preemptions();
 }
-DiskTierStats Engine::disk_tier() const {
-  return impl_->archive_ == nullptr ? DiskTierStats() : impl_->archive_->disk().stats();
+KvTierStats Engine::host_tier() const {
+  const PrefixTier* tier = impl_->parts_.tiers.host.get();
+  return tier == nullptr ? KvTierStats() : tier->stats();
+}
+KvTierStats Engine::disk_tier() const {
+  const PrefixTier* tier = impl_->parts_.tiers.disk.get();
+  return tier == nullptr ? KvTierStats() : tier->stats();
 }
 const AuditStats& Engine::audit() const {
   return impl_->audit_;

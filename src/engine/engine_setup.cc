@@ -11,6 +11,8 @@
 #include "backend/registry.h"
 #include "base/mapped_file.h"
 #include "base/strings.h"
+#include "engine/disk_tier.h"
+#include "engine/host_tier.h"
 #include "lserve/version.h"
 
 namespace lserve {
@@ -300,13 +302,15 @@ Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) 
                                       PagePool::MaxPages(layout, Way::kStreaming, budget)};
   parts.store = LS_TRY(parts.backend->MakeKvStore(layout, max_pages));
   parts.pool = std::make_unique<PagePool>(layout, parts.store.get(), budget);
+  if (config.kv_host_bytes > 0)
+    parts.tiers.host = std::make_unique<HostTier>(config.kv_host_bytes);
   if (!config.kv_disk_dir.empty()) {
     if (in_memory) {
       return Status(Code::kUnsupported,
                     "--kv-disk-dir is given for a model that is in no directory, expected one that "
                     "a restart finds again; leave it out");
     }
-    parts.disk = LS_TRY(OpenDiskTier(parts, kinds, max_model_len));
+    parts.tiers.disk = LS_TRY(OpenDiskTier(parts, kinds, max_model_len));
   }
 
   EngineInfo& info = parts.info;

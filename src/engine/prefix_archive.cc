@@ -9,8 +9,10 @@
 namespace lserve {
 namespace {
 
-// Shorter prompts are computed about as fast as a file is found.
-constexpr int64_t kMinDiskTokens = 1024;
+// Shorter prompts are computed about as fast as they are found elsewhere.
+constexpr int64_t kMinTierTokens = 1024;
+// Nor is a stretch fetched for less than this: all prompts of a chat template begin alike.
+constexpr int64_t kMinGainTokens = 256;
 
 std::string Family(const PrefixKey& key) {
   return StrCat(PrefillKey(key.settings), "\n", key.salt);
@@ -21,10 +23,12 @@ std::string Family(const PrefixKey& key) {
 void PrefixArchive::Keep(std::span<const int32_t> prompt,
                          int64_t num_tokens,
                          const PrefixKey& key) {
-  if (num_tokens < kMinDiskTokens) return;
+  if (num_tokens < kMinTierTokens) return;
   const std::span<const int32_t> tokens = prompt.first(static_cast<size_t>(num_tokens));
   const std::string family = Family(key);
-  if (disk_->Has(family, tokens)) return;
+  std::vector<PrefixTier*> without = tiers_->all();
+  std::erase_if(without, [&](const PrefixTier* tier) { return tier->Has(family, tokens); });
+  if (without.empty()) return;
   PrefixSnapshot snapshot{.family = family,
                           .tokens = {tokens.begin(), tokens.end()},
                           .first_token = (num_tokens - 1) / kStretchTokens * kStretchTokens};
@@ -45,28 +49,40 @@ void PrefixArchive::Keep(std::span<const int32_t> prompt,
       const PageRef& ref = page[static_cast<size_t>(Index(way))];
       if (!ref) continue;
       const Status status = store_->ReadPage(way, ref.id(), rest.first(pool_->page_bytes(way)));
-      if (!status.ok()) return LogWarning(StrCat("KV disk tier: ", status.message()));
+      if (!status.ok()) return LogWarning(StrCat("KV tiers: ", status.message()));
       rest = rest.subspan(pool_->page_bytes(way));
     }
   }
-  disk_->Save(std::move(snapshot), std::move(bytes));
+  const auto stretch =
+      std::make_shared<const Stretch>(Stretch{std::move(snapshot), std::move(bytes)});
+  for (PrefixTier* tier : without) tier->Save(stretch);
 }
 
-void PrefixArchive::Restore(std::span<const int32_t> prompt, const PrefixKey& key) {
+bool PrefixArchive::Restore(std::span<const int32_t> prompt, const PrefixKey& key) {
+  if (tiers_->all().empty()) return false;
   const std::string family = Family(key);
-  for (;;) {
+  for (bool any = false;; any = true) {
     const int64_t common = tree_->Common(prompt, key);
     // The last token is computed anyhow.
-    if (common + 1 >= static_cast<int64_t>(prompt.size())) return;
+    if (common + 1 >= static_cast<int64_t>(prompt.size())) return any;
     const int64_t first = common / kStretchTokens * kStretchTokens;
-    const std::optional<DiskTier::Stretch> stretch =
-        disk_->Load(family, prompt, first, common - first);
-    if (!stretch || !Add(*stretch, key)) return;
-    if (tree_->Common(prompt, key) <= common) return;
+    std::shared_ptr<const Stretch> stretch;
+    for (PrefixTier* tier : tiers_->all()) {
+      if ((stretch = tier->Load(family, prompt, first, common - first + kMinGainTokens - 1)) != nullptr) break;
+    }
+    if (stretch == nullptr || !Add(*stretch, key)) return any;
+    // From the disk to where it is nearer.
+    PrefixTier* host = tiers_->host.get();
+    if (host != nullptr && !host->Has(family, stretch->snapshot.tokens)) host->Save(stretch);
+    if (tree_->Common(prompt, key) <= common) return any;
   }
 }
 
-bool PrefixArchive::Add(const DiskTier::Stretch& stretch, const PrefixKey& key) {
+void PrefixArchive::Clear() {
+  for (PrefixTier* tier : tiers_->all()) tier->Clear();
+}
+
+bool PrefixArchive::Add(const Stretch& stretch, const PrefixKey& key) {
   const PrefixSnapshot& snapshot = stretch.snapshot;
   int64_t wanted[kNumWays] = {};
   for (const uint8_t mask : snapshot.masks) {
@@ -86,7 +102,7 @@ bool PrefixArchive::Add(const DiskTier::Stretch& stretch, const PrefixKey& key) 
       const Status status =
           store_->WritePage(way, page->id(), rest.first(pool_->page_bytes(way)));
       if (!status.ok()) {
-        LogWarning(StrCat("KV disk tier: ", status.message()));
+        LogWarning(StrCat("KV tiers: ", status.message()));
         return false;
       }
       rest = rest.subspan(pool_->page_bytes(way));

@@ -186,9 +186,8 @@ void Scheduler::Admit() {
       next.cache = next.cache.Fork(0);  // who waits holds no page
       return;
     }
-    if (archive_ != nullptr) {
-      archive_->Restore(next.request.prompt,
-                        {.settings = next.attention, .salt = next.request.cache_salt});
+    if (archive_->Restore(next.request.prompt,
+                          {.settings = next.attention, .salt = next.request.cache_salt})) {
       FindPrefix(&next);
     }
     // Preempted sequences wait behind the one that took their place.

@@ -37,7 +37,7 @@ struct Scheduled {
 // the same reason.
 class Scheduler {
  public:
-  // `archive`: null, or where prefixes are looked for beyond the tree, once for each admission.
+  // `archive`: where prefixes are looked for beyond the tree, once for each admission.
   // `max_decode_gap_ms`: 0, or the time a step should take while answers are being written, prompts
   // get smaller chunks then.
   Scheduler(PagePool* pool,

@@ -113,6 +113,7 @@ EngineSnapshot EngineThread::snapshot() const {
   const std::lock_guard lock(mutex_);
   EngineSnapshot snapshot = state_;
   snapshot.failure = failure_;
+  snapshot.host = engine_->host_tier();
   snapshot.disk = engine_->disk_tier();
   if (snapshot.busy) {
     snapshot.seconds_since_last_step =

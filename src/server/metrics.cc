@@ -267,14 +267,25 @@ std::string Metrics::Render(const EngineSnapshot& engine, int64_t connections) c
   out.Head("lserve:kv_bytes", "gauge", "Bytes of KV pages held, by element type and tier.");
   out.Sample("lserve:kv_bytes", StrCat("dtype=\"", engine.kv_dtype, "\",tier=\"device\""),
              engine.kv_bytes_in_use);
-  out.Sample("lserve:kv_bytes", StrCat("dtype=\"", engine.kv_dtype, "\",tier=\"disk\""),
-             engine.disk.bytes);
-  out.Counter("lserve:disk_tier_loaded_tokens_total", engine.disk.loaded_tokens,
-              "Prompt tokens read from the disk tier instead of being computed.");
-  out.Counter("lserve:disk_tier_refused_total", engine.disk.refused,
-              "Files of the disk tier that were damaged, cut off or foreign.");
-  out.Counter("lserve:disk_tier_dropped_total", engine.disk.dropped,
-              "Prefixes not written to disk: it was too slow, too small or full.");
+  const std::pair<const char*, const KvTierStats*> tiers[] = {{"host", &engine.host},
+                                                              {"disk", &engine.disk}};
+  const auto by_tier = [&](const char* name, auto member) {
+    for (const auto& [tier, stats] : tiers)
+      out.Sample(name, StrCat("tier=\"", tier, "\""), stats->*member);
+  };
+  for (const auto& [tier, stats] : tiers) {
+    out.Sample("lserve:kv_bytes", StrCat("dtype=\"", engine.kv_dtype, "\",tier=\"", tier, "\""),
+               stats->bytes);
+  }
+  out.Head("lserve:kv_tier_loaded_tokens_total", "counter",
+           "Prompt tokens read from a tier instead of being computed.");
+  by_tier("lserve:kv_tier_loaded_tokens_total", &KvTierStats::loaded_tokens);
+  out.Head("lserve:kv_tier_refused_total", "counter",
+           "Files that were damaged, cut off or foreign.");
+  by_tier("lserve:kv_tier_refused_total", &KvTierStats::refused);
+  out.Head("lserve:kv_tier_dropped_total", "counter",
+           "Prefixes that a tier did not keep: it was too small, too slow or full.");
+  by_tier("lserve:kv_tier_dropped_total", &KvTierStats::dropped);
   out.Gauge("lserve:kv_bytes_in_use", engine.kv_bytes_in_use,
             "Bytes of KV pages held, kept prefixes included.");
   out.Gauge("lserve:kv_bytes_budget", engine.kv_budget_bytes, "Bytes that the KV cache may take.");

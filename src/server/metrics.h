@@ -26,7 +26,7 @@ struct EngineSnapshot {
   uint64_t kv_bytes_in_use = 0;
   uint64_t kv_budget_bytes = 0;
   std::string kv_dtype = {};
-  DiskTierStats disk = {};
+  KvTierStats host = {}, disk = {};  // of the prefix cache
   int64_t preemptions = 0;
   int64_t recomputed_tokens = 0;
   int64_t steps = 0;

@@ -1,4 +1,5 @@
 #include "engine/disk_tier.h"
+#include "engine/host_tier.h"
 
 #include <gtest/gtest.h>
 #include <sys/resource.h>
@@ -13,7 +14,7 @@ namespace lserve {
 namespace {
 
 class DiskTierTest : public testing::Test {
- protected:
+ public:
   DiskTierTest() {
     dir_ = testing::TempDir() + "lserve_disk_tier_XXXXXX";
     EXPECT_NE(mkdtemp(dir_.data()), nullptr);
@@ -33,7 +34,7 @@ class DiskTierTest : public testing::Test {
     return tokens;
   }
   // The last stretch of a prefix, every page of both ways.
-  static void Save(DiskTier& tier, const std::vector<int32_t>& tokens, const char* family = "f") {
+  static void Save(PrefixTier& tier, const std::vector<int32_t>& tokens, const char* family = "f") {
     const int64_t size = static_cast<int64_t>(tokens.size());
     PrefixSnapshot snapshot{.family = family,
                             .tokens = tokens,
@@ -43,7 +44,7 @@ class DiskTierTest : public testing::Test {
     std::vector<std::byte> pages(snapshot.masks.size() * 800);
     for (size_t i = 0; i < pages.size(); ++i)
       pages[i] = static_cast<std::byte>(i * 7 + static_cast<size_t>(tokens[0]));
-    tier.Save(std::move(snapshot), std::move(pages));
+    tier.Save(std::make_shared<const Stretch>(Stretch{std::move(snapshot), std::move(pages)}));
   }
   std::vector<std::filesystem::path> Files() const {
     std::vector<std::filesystem::path> files;
@@ -67,23 +68,23 @@ TEST_F(DiskTierTest, ARestartFindsStretchAfterStretch) {
     EXPECT_TRUE(tier->Has("f", first(4096))) << "also while it is only queued";
   }
   const auto tier = Open();
-  EXPECT_EQ(tier->stats().files, 3);
+  EXPECT_EQ(tier->stats().stretches, 3);
   EXPECT_TRUE(tier->Has("f", first(4500)));
   EXPECT_FALSE(tier->Has("other", first(4500)));
-  EXPECT_FALSE(tier->Load("other", prompt, 0, 0).has_value());
+  EXPECT_EQ(nullptr, tier->Load("other", prompt, 0, 0));
   for (const auto& [begin, end] : {std::pair<int64_t, int64_t>{0, 2048}, {2048, 4096}, {4096, 4500}}) {
-    const std::optional<DiskTier::Stretch> stretch = tier->Load("f", prompt, begin, 0);
-    ASSERT_TRUE(stretch.has_value()) << begin;
+    const std::shared_ptr<const Stretch> stretch = tier->Load("f", prompt, begin, 0);
+    ASSERT_NE(stretch, nullptr) << begin;
     EXPECT_EQ(stretch->snapshot.tokens, first(end));
     EXPECT_EQ(stretch->pages[1], static_cast<std::byte>(7 + prompt[0]));
-    EXPECT_FALSE(tier->Load("f", prompt, begin, end - begin).has_value()) << "nothing beyond";
+    EXPECT_EQ(nullptr, tier->Load("f", prompt, begin, end - begin)) << "nothing beyond";
   }
   EXPECT_EQ(tier->stats().loaded_tokens, 4500);
   // A prompt that leaves the stretch midway gets it for what they share.
   std::vector<int32_t> other = first(3000);
   other[2500] = -1;
-  EXPECT_TRUE(tier->Load("f", other, 2048, 451).has_value());
-  EXPECT_FALSE(tier->Load("f", other, 2048, 452).has_value());
+  EXPECT_NE(nullptr, tier->Load("f", other, 2048, 451));
+  EXPECT_EQ(nullptr, tier->Load("f", other, 2048, 452));
   tier->Clear();
   EXPECT_TRUE(Files().empty());
 }
@@ -102,14 +103,14 @@ TEST_F(DiskTierTest, DamageIsRefusedAndOthersFilesAreLeftAlone) {
   put(size - 5, 'x');
   {
     const auto tier = Open();
-    EXPECT_EQ(tier->stats().files, 1);
-    EXPECT_FALSE(tier->Load("f", prompt, 0, 0).has_value());
+    EXPECT_EQ(tier->stats().stretches, 1);
+    EXPECT_EQ(nullptr, tier->Load("f", prompt, 0, 0));
     EXPECT_EQ(tier->stats().refused, 1);
-    EXPECT_EQ(tier->stats().files, 0);
+    EXPECT_EQ(tier->stats().stretches, 0);
     EXPECT_FALSE(tier->Has("f", prompt));
     Save(*tier, prompt);  // and it is written again
     tier->Flush();
-    EXPECT_TRUE(tier->Load("f", prompt, 0, 0).has_value());
+    EXPECT_NE(nullptr, tier->Load("f", prompt, 0, 0));
   }
   std::filesystem::resize_file(path, size / 2);
   EXPECT_EQ(Open()->stats().refused, 1);
@@ -119,12 +120,12 @@ TEST_F(DiskTierTest, DamageIsRefusedAndOthersFilesAreLeftAlone) {
   std::filesystem::rename(path, path.parent_path() / (std::string(32, 'a') + ".kv"));
   std::ofstream(path.parent_path() / "notes.txt") << "mine";
   std::ofstream(path.parent_path() / "cut.kv.tmp") << "of a killed run";
-  EXPECT_EQ(Open()->stats().files, 0);
+  EXPECT_EQ(Open()->stats().stretches, 0);
   EXPECT_TRUE(std::filesystem::exists(path.parent_path() / "notes.txt"));
   EXPECT_FALSE(std::filesystem::exists(path.parent_path() / "cut.kv.tmp"));
   // Another model's files are elsewhere.
   { Save(*Open(uint64_t{1} << 30, "another"), prompt); }
-  EXPECT_FALSE(Open()->Load("f", prompt, 0, 0).has_value());
+  EXPECT_EQ(nullptr, Open()->Load("f", prompt, 0, 0));
 }
 
 TEST_F(DiskTierTest, StaysWithinItsBytesAndDropsWhatWasUsedLongestAgo) {
@@ -132,8 +133,8 @@ TEST_F(DiskTierTest, StaysWithinItsBytesAndDropsWhatWasUsedLongestAgo) {
   const auto tier = Open(3 * one);
   for (int32_t i = 1; i <= 3; ++i) Save(*tier, Tokens(2048, i));
   tier->Flush();
-  EXPECT_EQ(tier->stats().files, 3);
-  EXPECT_TRUE(tier->Load("f", Tokens(2048, 1), 0, 0).has_value());
+  EXPECT_EQ(tier->stats().stretches, 3);
+  EXPECT_NE(nullptr, tier->Load("f", Tokens(2048, 1), 0, 0));
   Save(*tier, Tokens(2048, 4));
   tier->Flush();
   EXPECT_TRUE(tier->Has("f", Tokens(2048, 1)));
@@ -158,11 +159,32 @@ TEST_F(DiskTierTest, AFullDiskCostsTheFileAndNothingElse) {
   std::signal(SIGXFSZ, before);
   EXPECT_EQ(tier->stats().dropped, 1);
   EXPECT_EQ(Files().size(), 1u) << "half a file was left";
-  EXPECT_TRUE(tier->Load("f", Tokens(100, 1), 0, 0).has_value());
+  EXPECT_NE(nullptr, tier->Load("f", Tokens(100, 1), 0, 0));
   Save(*tier, Tokens(90, 3));  // fits once the old one has made room
   tier->Flush();
-  EXPECT_EQ(tier->stats().files, 1);
+  EXPECT_EQ(tier->stats().stretches, 1);
   EXPECT_TRUE(tier->Has("f", Tokens(90, 3)));
+}
+
+TEST(HostTier, KeepsWhatFitsAndDropsWhatWasUsedLongestAgo) {
+  HostTier tier(100'000);  // two stretches of 2048 tokens and 32 pages of 800 bytes
+  for (int32_t i = 1; i <= 2; ++i) DiskTierTest::Save(tier, DiskTierTest::Tokens(2048, i));
+  const std::shared_ptr<const Stretch> held = tier.Load("f", DiskTierTest::Tokens(2050, 1), 0, 0);
+  ASSERT_NE(held, nullptr);
+  EXPECT_EQ(held->snapshot.tokens, DiskTierTest::Tokens(2048, 1));
+  DiskTierTest::Save(tier, DiskTierTest::Tokens(2048, 3));
+  EXPECT_EQ(tier.stats().stretches, 2);
+  EXPECT_LE(tier.stats().bytes, 100'000u);
+  EXPECT_TRUE(tier.Has("f", DiskTierTest::Tokens(2048, 1)));
+  EXPECT_FALSE(tier.Has("f", DiskTierTest::Tokens(2048, 2)));
+  EXPECT_EQ(tier.stats().loaded_tokens, 2048);
+  HostTier tiny(1000);
+  DiskTierTest::Save(tiny, DiskTierTest::Tokens(2048, 1));
+  EXPECT_EQ(tiny.stats().dropped, 1);
+  EXPECT_EQ(tiny.stats().bytes, 0u);
+  tier.Clear();
+  EXPECT_EQ(tier.stats().stretches, 0);
+  EXPECT_EQ(tier.Load("f", DiskTierTest::Tokens(2050, 1), 0, 0), nullptr);
 }
 
 }  // namespace

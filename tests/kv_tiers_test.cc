@@ -1,4 +1,4 @@
-// Prefixes on disk, through the engine: a restart starts from them, bit for bit as if it had
+// Prefixes on disk and in host memory, through the engine: a restart starts from them, bit for bit as if it had
 // computed them; damaged, foreign or gone, they cost time and never an answer.
 #include <gtest/gtest.h>
 
@@ -11,7 +11,7 @@
 namespace lserve {
 namespace {
 
-class KvDisk : public testing::Test {
+class KvTiers : public testing::Test {
  protected:
   static RandomModelShape Shape() {
     RandomModelShape shape;
@@ -54,7 +54,7 @@ class KvDisk : public testing::Test {
   RandomCheckpoint checkpoint_{Shape()};
 };
 
-TEST_F(KvDisk, ARestartComputesOnlyTheQuestion) {
+TEST_F(KvTiers, ARestartComputesOnlyTheQuestion) {
   for (const char* dtype : {"bf16", "int8"}) {
     SCOPED_TRACE(dtype);
     EngineConfig config = Config();
@@ -63,7 +63,7 @@ TEST_F(KvDisk, ARestartComputesOnlyTheQuestion) {
     without.kv_disk_dir.clear();
     RunOne(*MakeEngine(config), Ask(2));  // its end writes the files
     const std::unique_ptr<Engine> again = MakeEngine(config);
-    EXPECT_EQ(again->disk_tier().files, 2);
+    EXPECT_EQ(again->disk_tier().stretches, 2);
     EXPECT_EQ(again->kv_bytes_in_use(), 0u);
     // The same prompt, but for its last tile; and another question: 256 tokens before the end.
     const Answer same = RunOne(*again, Ask(2)), other = RunOne(*again, Ask(3));
@@ -83,7 +83,7 @@ TEST_F(KvDisk, ARestartComputesOnlyTheQuestion) {
   }
 }
 
-TEST_F(KvDisk, OtherSettingsSaltsAndModelsDoNotShare) {
+TEST_F(KvTiers, OtherSettingsSaltsAndModelsDoNotShare) {
   RunOne(*MakeEngine(Config()), Ask(2));
   const std::unique_ptr<Engine> engine = MakeEngine(Config());
   Request salted = Ask(2), dense = Ask(2);
@@ -99,7 +99,7 @@ TEST_F(KvDisk, OtherSettingsSaltsAndModelsDoNotShare) {
   EXPECT_EQ(RunOne(*MakeEngine(other), Ask(2)).stats.cached_tokens, 0);
 }
 
-TEST_F(KvDisk, DamagedFilesAreComputedAgain) {
+TEST_F(KvTiers, DamagedFilesAreComputedAgain) {
   const Answer good = RunOne(*MakeEngine(Config()), Ask(2));
   for (const auto& path : Files()) {
     std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
@@ -113,7 +113,7 @@ TEST_F(KvDisk, DamagedFilesAreComputedAgain) {
 }
 
 // Pages for what is on disk are taken from what is kept, not from who runs.
-TEST_F(KvDisk, ASmallCacheTakesWhatFits) {
+TEST_F(KvTiers, ASmallCacheTakesWhatFits) {
   EngineConfig config = Config();
   config.kv_cache_bytes = size_t{6} << 20;
   const std::unique_ptr<Engine> engine = MakeEngine(config);
@@ -126,6 +126,27 @@ TEST_F(KvDisk, ASmallCacheTakesWhatFits) {
   }
   const Answer again = RunOne(*engine, Ask(2));
   EXPECT_GT(again.stats.cached_tokens, 2000);
+  EXPECT_TRUE(SameBits(again.token_logits, first.token_logits));
+}
+
+// What the cache drops for others is fetched from host memory.
+TEST_F(KvTiers, HostMemoryKeepsWhatTheCacheDrops) {
+  EngineConfig config = Config();
+  config.kv_disk_dir.clear();
+  config.kv_host_bytes = uint64_t{64} << 20;
+  config.kv_cache_bytes = size_t{6} << 20;
+  const std::unique_ptr<Engine> engine = MakeEngine(config);
+  const Answer first = RunOne(*engine, Ask(2));
+  for (uint64_t i = 0; engine->host_tier().stretches < 40; ++i) {
+    Request filler = Ask(2);
+    filler.prompt = RandomTokens(2300, 97, 50 + i);
+    filler.keep_prefix = 2300;
+    RunOne(*engine, std::move(filler));
+  }
+  EXPECT_EQ(engine->host_tier().loaded_tokens, 0);
+  const Answer again = RunOne(*engine, Ask(2));
+  EXPECT_EQ(again.stats.cached_tokens, 2432);
+  EXPECT_EQ(engine->host_tier().loaded_tokens, 2432);
   EXPECT_TRUE(SameBits(again.token_logits, first.token_logits));
 }
 
