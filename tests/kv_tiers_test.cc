@@ -1,5 +1,5 @@
-// Prefixes on disk and in host memory, through the engine: a restart starts from them, bit for bit as if it had
-// computed them; damaged, foreign or gone, they cost time and never an answer.
+// Prefixes on disk and in host memory, through the engine: a restart starts from them, bit for bit
+// as if it had computed them; damaged, foreign or gone, they cost time and never an answer.
 #include <gtest/gtest.h>
 
 #include <filesystem>

@@ -65,8 +65,8 @@ TEST_F(Scheduling, PreemptionChangesNoAnswer) {
     const auto requests = [&] {
       std::vector<Request> all;
       for (uint64_t i = 0; i < 4; ++i) {
-        all.push_back(Ask(200 + 30 * static_cast<int64_t>(i), i,
-                          mode == AttentionMode::kDense ? 900 : 1400));
+        all.push_back(
+            Ask(200 + 30 * static_cast<int64_t>(i), i, mode == AttentionMode::kDense ? 900 : 1400));
         all.back().keep_prefix = i % 2 == 0 ? 200 : 0;
         if (i == 3) {  // draws, and with penalties: its state must survive
           all.back().sampling.temperature = 1;
@@ -111,8 +111,7 @@ TEST_F(Scheduling, AFullCacheAlwaysMakesProgress) {
   for (uint64_t i = 0; i < 14; ++i) {
     const int64_t size = 50 + static_cast<int64_t>(i * 97 % 700);
     const int64_t answer = 30 + static_cast<int64_t>(i * 53 % 400);
-    ids.push_back(
-        engine->Add(Ask(size, i, answer, static_cast<int64_t>(i % 3) - 1)).value());
+    ids.push_back(engine->Add(Ask(size, i, answer, static_cast<int64_t>(i % 3) - 1)).value());
     most_steps += size / 128 + 1 + answer;
   }
   std::map<RequestId, FinishReason> ends;
@@ -205,8 +204,7 @@ TEST_F(Scheduling, ShortPromptsWithoutEndDoNotStopALongOne) {
   bool ended = false;
   int steps = 0;
   for (; !ended && steps < 40; ++steps) {
-    for (uint64_t i = 0; i < 2; ++i)
-      ASSERT_TRUE(engine->Add(Ask(200, 100 + i, 1)).ok());
+    for (uint64_t i = 0; i < 2; ++i) ASSERT_TRUE(engine->Add(Ask(200, 100 + i, 1)).ok());
     for (const RequestEvent& event : engine->Step().value())
       ended |= event.id == big && event.finished.has_value();
   }

@@ -1,5 +1,6 @@
 // Engine: the one owner of model, cache and schedule. Requests go in, events come out, one step at
-// a time. It does no I/O and knows no protocol; apps/ and server/ drive it.
+// a time. It does no I/O but for kept prefixes on disk, and knows no protocol; apps/ and server/
+// drive it.
 #pragma once
 
 #include <memory>

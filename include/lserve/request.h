@@ -73,13 +73,14 @@ struct Request {
   // If set, decides which tokens may come next; of this request alone, for it keeps its place. Not
   // together with forced_tokens, min_tokens or ignore_eos, which say something else.
   std::shared_ptr<TokenConstraint> constraint;
-  // If set, gets the logits of every prompt position that is computed, in order and once: `logits` is
-  // float, [count, vocab], in host memory. An error cancels the request.
+  // If set, gets the logits of every prompt position that is computed, in order and once: `logits`
+  // is float, [count, vocab], in host memory. An error cancels the request.
   std::function<Status(int64_t first_position, const ConstMatrix& logits)> on_prompt_logits;
   // If set, gets the logits [vocab] that each token of the answer is drawn from, before penalties.
   std::function<void(std::span<const float> logits)> on_token_logits;
   // If set, called in every layer of every step that computes tokens of this request, right after
-  // their attention; again where a preempted request is computed again. An error is the engine's end.
+  // their attention; again where a preempted request is computed again. An error is the engine's
+  // end.
   std::function<Status(const AttentionView& view)> on_attention;
 };
 
@@ -142,10 +143,10 @@ struct RequestStats {
   double pages_present = 0;
   int64_t prefill_tiles_visited = 0;
   int64_t prefill_tiles_present = 0;
-  int64_t tile_selections = 0;  // query tiles that read a selected list of key tiles
-  int64_t dense_steps = 0;      // decode steps in which every page was read
-  int64_t sparse_steps = 0;     // the others
-  int64_t selections = 0;       // decode steps in which the selector ran
+  int64_t tile_selections = 0;    // query tiles that read a selected list of key tiles
+  int64_t dense_steps = 0;        // decode steps in which every page was read
+  int64_t sparse_steps = 0;       // the others
+  int64_t selections = 0;         // decode steps in which the selector ran
   int64_t preemptions = 0;        // times that its pages were taken back
   int64_t recomputed_tokens = 0;  // of prompt and answer, for that reason
   AuditStats audit;

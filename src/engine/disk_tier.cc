@@ -144,8 +144,8 @@ Result<Stretch> DiskTier::Read(const std::string& name, bool with_pages) const {
   if (head.page_bytes[0] != config_.page_bytes[0] || head.page_bytes[1] != config_.page_bytes[1]) {
     return Status(Code::kCorruptModel,
                   StrCat(path, ": has pages of ", head.page_bytes[0], " and ", head.page_bytes[1],
-                         " bytes, expected ", config_.page_bytes[0], " and ",
-                         config_.page_bytes[1], "; the file is not used"));
+                         " bytes, expected ", config_.page_bytes[0], " and ", config_.page_bytes[1],
+                         "; the file is not used"));
   }
   bytes.resize(MetaBytes(head));
   if (!file.ReadAt(bytes, sizeof(head))) return short_file();

@@ -544,8 +544,7 @@ Status Engine::Impl::AfterForward(const Member& member) {
   SequenceCache& cache = sequence->cache;
   cache.Advance(member.scheduled.num_tokens);
   const int64_t again = sequence->computed_tokens - member.range.first_position;
-  sequence->stats.recomputed_tokens +=
-      std::clamp<int64_t>(again, 0, member.scheduled.num_tokens);
+  sequence->stats.recomputed_tokens += std::clamp<int64_t>(again, 0, member.scheduled.num_tokens);
   sequence->computed_tokens = std::max(sequence->computed_tokens, cache.num_tokens());
   sequence->stats.kv_bytes = std::max<uint64_t>(sequence->stats.kv_bytes, cache.bytes());
   LS_TRY(CountWork(member, sequence));
@@ -564,20 +563,19 @@ void Engine::Impl::KeepPrefix(const Sequence& sequence, int64_t first) {
   const int64_t kept = sequence.request.keep_prefix;
   const int64_t done = std::min(sequence.cache.num_tokens(), kept);
   std::vector<int64_t> points = {
-      ResumePosition(sequence.attention, std::max<int64_t>(0, kept - kQuestionTokens) /
-                                             kTileTokens * kTileTokens),
+      ResumePosition(sequence.attention,
+                     std::max<int64_t>(0, kept - kQuestionTokens) / kTileTokens * kTileTokens),
       ResumePosition(sequence.attention, kept)};
   for (int64_t p = (first / kResumeTokens + 1) * kResumeTokens; p <= done; p += kResumeTokens)
     points.push_back(p);
   for (const int64_t point : points) {
     if (point <= first || point > done) continue;
-    prefixes_.Add(
-        sequence.request.prompt, point,
-        {.settings = sequence.attention, .salt = sequence.request.cache_salt},
-        [&](Way way, PageIdx page) { return sequence.cache.SharePage(way, page); });
+    prefixes_.Add(sequence.request.prompt, point,
+                  {.settings = sequence.attention, .salt = sequence.request.cache_salt},
+                  [&](Way way, PageIdx page) { return sequence.cache.SharePage(way, page); });
     if (point % kStretchTokens == 0 || point == points[1]) {
       archive_.Keep(sequence.request.prompt, point,
-                     {.settings = sequence.attention, .salt = sequence.request.cache_salt});
+                    {.settings = sequence.attention, .salt = sequence.request.cache_salt});
     }
   }
 }
@@ -650,7 +648,8 @@ Result<RequestEvent> Engine::Impl::Finalize(const Member& member) {
   if (!member.decodes && sequence->request.on_prompt_logits) status = EmitPromptLogits(member);
   LS_TRY(AfterForward(member));
   event.prefill_done = std::min(sequence->computed_tokens, sequence->prompt_size());
-  if (status.ok() && !sequence->in_prompt() && !sequence->replays()) status = DrawToken(member, &event);
+  if (status.ok() && !sequence->in_prompt() && !sequence->replays())
+    status = DrawToken(member, &event);
   if (status.code() == Code::kDeviceLost) return status;
   if (!status.ok()) {
     event.error = status;

@@ -223,10 +223,9 @@ Result<std::unique_ptr<DiskTier>> OpenDiskTier(const EngineParts& parts,
                                                int64_t max_model_len) {
   const EngineConfig& config = parts.config;
   const std::string path = (std::filesystem::path(config.model_dir) / "config.json").string();
-  const std::string model =
-      StrCat(parts.checkpoint->identity(), "\n", LS_TRY(ReadTextFile(path)), "\n",
-             std::string(kinds.begin(), kinds.end()), "\n", max_model_len, "\n",
-             config.quantization);
+  const std::string model = StrCat(parts.checkpoint->identity(), "\n", LS_TRY(ReadTextFile(path)),
+                                   "\n", std::string(kinds.begin(), kinds.end()), "\n",
+                                   max_model_len, "\n", config.quantization);
   const KvLayout& layout = parts.store->layout();
   return DiskTier::Open(
       {.dir = config.kv_disk_dir,
@@ -302,8 +301,7 @@ Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) 
                                       PagePool::MaxPages(layout, Way::kStreaming, budget)};
   parts.store = LS_TRY(parts.backend->MakeKvStore(layout, max_pages));
   parts.pool = std::make_unique<PagePool>(layout, parts.store.get(), budget);
-  if (config.kv_host_bytes > 0)
-    parts.tiers.host = std::make_unique<HostTier>(config.kv_host_bytes);
+  if (config.kv_host_bytes > 0) parts.tiers.host = std::make_unique<HostTier>(config.kv_host_bytes);
   if (!config.kv_disk_dir.empty()) {
     if (in_memory) {
       return Status(Code::kUnsupported,

@@ -41,8 +41,8 @@ void PrefixArchive::Keep(std::span<const int32_t> prompt,
     }
     snapshot.masks.push_back(mask);
   }
-  std::vector<std::byte> bytes(snapshot.PageBytes(
-      {pool_->page_bytes(Way::kRetrieval), pool_->page_bytes(Way::kStreaming)}));
+  std::vector<std::byte> bytes(
+      snapshot.PageBytes({pool_->page_bytes(Way::kRetrieval), pool_->page_bytes(Way::kStreaming)}));
   std::span<std::byte> rest = bytes;
   for (const auto& page : pages) {
     for (const Way way : kWays) {
@@ -68,7 +68,9 @@ bool PrefixArchive::Restore(std::span<const int32_t> prompt, const PrefixKey& ke
     const int64_t first = common / kStretchTokens * kStretchTokens;
     std::shared_ptr<const Stretch> stretch;
     for (PrefixTier* tier : tiers_->all()) {
-      if ((stretch = tier->Load(family, prompt, first, common - first + kMinGainTokens - 1)) != nullptr) break;
+      if ((stretch = tier->Load(family, prompt, first, common - first + kMinGainTokens - 1)) !=
+          nullptr)
+        break;
     }
     if (stretch == nullptr || !Add(*stretch, key)) return any;
     // From the disk to where it is nearer.
@@ -99,8 +101,7 @@ bool PrefixArchive::Add(const Stretch& stretch, const PrefixKey& key) {
       if ((snapshot.masks[i] & MaskOf(way)) == 0) continue;
       std::optional<PageRef> page = pool_->Allocate(way);
       if (!page) return false;
-      const Status status =
-          store_->WritePage(way, page->id(), rest.first(pool_->page_bytes(way)));
+      const Status status = store_->WritePage(way, page->id(), rest.first(pool_->page_bytes(way)));
       if (!status.ok()) {
         LogWarning(StrCat("KV tiers: ", status.message()));
         return false;
@@ -109,14 +110,15 @@ bool PrefixArchive::Add(const Stretch& stretch, const PrefixKey& key) {
       pages[i][static_cast<size_t>(Index(way))] = *std::move(page);
     }
   }
-  tree_->Add(snapshot.tokens, static_cast<int64_t>(snapshot.tokens.size()), key,
-             [&](Way way, PageIdx page) {
-               if (page < first) return PageRef();
-               const PageRef& ref =
-                   pages[static_cast<size_t>(page - first)][static_cast<size_t>(Index(way))];
-               return ref ? ref.Share() : PageRef();
-             },
-             PrefixTree::StreamingPages::kAll);
+  tree_->Add(
+      snapshot.tokens, static_cast<int64_t>(snapshot.tokens.size()), key,
+      [&](Way way, PageIdx page) {
+        if (page < first) return PageRef();
+        const PageRef& ref =
+            pages[static_cast<size_t>(page - first)][static_cast<size_t>(Index(way))];
+        return ref ? ref.Share() : PageRef();
+      },
+      PrefixTree::StreamingPages::kAll);
   return true;
 }
 

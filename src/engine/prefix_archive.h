@@ -1,6 +1,6 @@
-// PrefixArchive: carries kept prefixes between the tree, whose pages are in the cache, and the other
-// tiers. Used by the engine (what to keep) and the scheduler (what to bring back). Engine thread
-// only.
+// PrefixArchive: carries kept prefixes between the tree, whose pages are in the cache, and the
+// other tiers. Used by the engine (what to keep) and the scheduler (what to bring back). Engine
+// thread only.
 #pragma once
 
 #include <cstdint>

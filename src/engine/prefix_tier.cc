@@ -6,9 +6,7 @@
 
 namespace lserve {
 
-void StretchIndex::Insert(const std::string& name,
-                          const PrefixSnapshot& snapshot,
-                          uint64_t bytes) {
+void StretchIndex::Insert(const std::string& name, const PrefixSnapshot& snapshot, uint64_t bytes) {
   const std::span<const int32_t> tokens = snapshot.tokens;
   const size_t first = static_cast<size_t>(snapshot.first_token);
   const std::span<const int32_t> own = tokens.subspan(first);
@@ -42,10 +40,9 @@ std::string StretchIndex::Find(std::string_view family,
   std::string name;
   for (auto child = first; child != last; ++child) {
     Entry& entry = entries_.at(child->second);
-    const int64_t common = std::mismatch(entry.tokens.begin(), entry.tokens.end(), rest.begin(),
-                                         rest.end())
-                               .first -
-                           entry.tokens.begin();
+    const int64_t common =
+        std::mismatch(entry.tokens.begin(), entry.tokens.end(), rest.begin(), rest.end()).first -
+        entry.tokens.begin();
     if (common <= at_least) continue;
     at_least = common;
     best = &entry;
@@ -56,10 +53,9 @@ std::string StretchIndex::Find(std::string_view family,
 }
 
 std::string StretchIndex::Oldest() const {
-  return std::min_element(entries_.begin(), entries_.end(),
-                          [](const auto& a, const auto& b) {
-                            return a.second.last_used < b.second.last_used;
-                          })
+  return std::min_element(
+             entries_.begin(), entries_.end(),
+             [](const auto& a, const auto& b) { return a.second.last_used < b.second.last_used; })
       ->first;
 }
 

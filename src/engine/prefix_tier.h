@@ -1,6 +1,6 @@
 // PrefixTier: where kept prefixes lie beside the cache, in stretches: files (disk_tier.h) or host
-// memory (host_tier.h). A tier knows tokens, bytes and a budget, nothing of pages in the cache. Used
-// by PrefixArchive.
+// memory (host_tier.h). A tier knows tokens, bytes and a budget, nothing of pages in the cache.
+// Used by PrefixArchive.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,3 @@
-#include "engine/disk_tier.h"
-#include "engine/host_tier.h"
-
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 
@@ -9,6 +6,8 @@
 #include <fstream>
 
 #include "base/rng.h"
+#include "engine/disk_tier.h"
+#include "engine/host_tier.h"
 
 namespace lserve {
 namespace {
@@ -30,7 +29,8 @@ class DiskTierTest : public testing::Test {
   }
   static std::vector<int32_t> Tokens(int64_t count, int32_t seed) {
     std::vector<int32_t> tokens;
-    for (int64_t i = 0; i < count; ++i) tokens.push_back(seed * 1'000'000 + static_cast<int32_t>(i));
+    for (int64_t i = 0; i < count; ++i)
+      tokens.push_back(seed * 1'000'000 + static_cast<int32_t>(i));
     return tokens;
   }
   // The last stretch of a prefix, every page of both ways.
@@ -39,8 +39,8 @@ class DiskTierTest : public testing::Test {
     PrefixSnapshot snapshot{.family = family,
                             .tokens = tokens,
                             .first_token = (size - 1) / kStretchTokens * kStretchTokens};
-    snapshot.masks.assign(
-        static_cast<size_t>(NumPages(size) - snapshot.first_token / kPageTokens), 3);
+    snapshot.masks.assign(static_cast<size_t>(NumPages(size) - snapshot.first_token / kPageTokens),
+                          3);
     std::vector<std::byte> pages(snapshot.masks.size() * 800);
     for (size_t i = 0; i < pages.size(); ++i)
       pages[i] = static_cast<std::byte>(i * 7 + static_cast<size_t>(tokens[0]));
@@ -72,7 +72,8 @@ TEST_F(DiskTierTest, ARestartFindsStretchAfterStretch) {
   EXPECT_TRUE(tier->Has("f", first(4500)));
   EXPECT_FALSE(tier->Has("other", first(4500)));
   EXPECT_EQ(nullptr, tier->Load("other", prompt, 0, 0));
-  for (const auto& [begin, end] : {std::pair<int64_t, int64_t>{0, 2048}, {2048, 4096}, {4096, 4500}}) {
+  for (const auto& [begin, end] :
+       {std::pair<int64_t, int64_t>{0, 2048}, {2048, 4096}, {4096, 4500}}) {
     const std::shared_ptr<const Stretch> stretch = tier->Load("f", prompt, begin, 0);
     ASSERT_NE(stretch, nullptr) << begin;
     EXPECT_EQ(stretch->snapshot.tokens, first(end));

@@ -79,12 +79,11 @@ void PrefixTree::Add(std::span<const int32_t> prompt,
     if (child == node->children.end()) {
       PageRef retrieval = source(Way::kRetrieval, page);
       if (!retrieval && pool_->page_bytes(Way::kRetrieval) > 0) break;
-      if (node->children.empty() && node->parent != nullptr)
-        leaves_.erase({node->last_used, node});
-      child = node->children
-                  .emplace(std::vector<int32_t>(tokens.begin(), tokens.end()),
-                           std::make_unique<Node>())
-                  .first;
+      if (node->children.empty() && node->parent != nullptr) leaves_.erase({node->last_used, node});
+      child =
+          node->children
+              .emplace(std::vector<int32_t>(tokens.begin(), tokens.end()), std::make_unique<Node>())
+              .first;
       child->second->parent = node;
       child->second->place = child;
       child->second->pages[Index(Way::kRetrieval)] = std::move(retrieval);
@@ -154,8 +153,7 @@ int64_t PrefixTree::Resumable(const Path& path,
   std::vector<PageIdx> first_whole;
   PageIdx first = 0, sink = 0;  // sink: pages from the start on
   for (PageIdx i = 0; i < static_cast<PageIdx>(path.nodes.size()); ++i) {
-    const bool held =
-        !streams || path.nodes[static_cast<size_t>(i)]->pages[Index(Way::kStreaming)];
+    const bool held = !streams || path.nodes[static_cast<size_t>(i)]->pages[Index(Way::kStreaming)];
     if (!held) first = i + 1;
     if (held && sink == i) ++sink;
     first_whole.push_back(first);

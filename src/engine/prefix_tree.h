@@ -92,7 +92,7 @@ class PrefixTree {
   };
   using Children = std::map<std::vector<int32_t>, std::unique_ptr<Node>, TokensLess>;
   struct Node {
-    Node* parent = nullptr;        // null: a root
+    Node* parent = nullptr;         // null: a root
     Children::iterator place = {};  // in the parent's children; its tokens are the key
     PageRef pages[kNumWays];
     Children children;

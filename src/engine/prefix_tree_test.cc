@@ -26,8 +26,7 @@ class PrefixTreeTest : public testing::Test {
   static std::vector<int32_t> Tokens(int64_t count, uint64_t seed) {
     Rng rng(seed);
     std::vector<int32_t> tokens;
-    for (int64_t i = 0; i < count; ++i)
-      tokens.push_back(static_cast<int32_t>(rng.NextBelow(1000)));
+    for (int64_t i = 0; i < count; ++i) tokens.push_back(static_cast<int32_t>(rng.NextBelow(1000)));
     return tokens;
   }
   PrefixKey Key() const { return {.settings = settings_, .salt = salt_}; }

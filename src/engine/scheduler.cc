@@ -20,9 +20,9 @@ bool RanksBefore(const Sequence& a, const Sequence& b) {
 
 template <class Queue>
 void InsertByRank(std::unique_ptr<Sequence> sequence, Queue* queue) {
-  const auto place = std::upper_bound(
-      queue->begin(), queue->end(), sequence,
-      [](const auto& a, const auto& b) { return RanksBefore(*a, *b); });
+  const auto place =
+      std::upper_bound(queue->begin(), queue->end(), sequence,
+                       [](const auto& a, const auto& b) { return RanksBefore(*a, *b); });
   queue->insert(place, std::move(sequence));
 }
 
@@ -80,9 +80,8 @@ int64_t Scheduler::ExpectedTokens(const Sequence& sequence, bool worst_case) {
 }
 
 SequenceCache::Need Scheduler::Needs(const Sequence& sequence, bool worst_case) const {
-  SequenceCache::Need need =
-      WorstCasePages(sequence.cache_settings(), ExpectedTokens(sequence, worst_case),
-                     max_num_batched_tokens_);
+  SequenceCache::Need need = WorstCasePages(
+      sequence.cache_settings(), ExpectedTokens(sequence, worst_case), max_num_batched_tokens_);
   for (const Way way : kWays) {
     int64_t& pages = need.pages[Index(way)];
     pages = pool_->page_bytes(way) == 0 ? 0 : pages + sequence.spare_pages;

@@ -31,8 +31,8 @@ struct Scheduled {
 // Rank: priority, then arrival. A request is admitted, in the order of ranks, once its prompt and
 // the first tokens of its answer fit beside what the others need so far; what answers need beyond
 // is taken when they get there. When pages run out, kept prefixes go first, then the sequence of
-// the lowest rank is preempted: it gives its pages back, keeps its tokens, and waits at its rank. So
-// the highest rank always makes progress, and who was preempted comes back before whoever came
+// the lowest rank is preempted: it gives its pages back, keeps its tokens, and waits at its rank.
+// So the highest rank always makes progress, and who was preempted comes back before whoever came
 // later. It comes back only where the worst case of all fits, so that it is not taken out again for
 // the same reason.
 class Scheduler {
@@ -60,8 +60,9 @@ class Scheduler {
   // chunks while the step's budget lasts. Better priorities first; within one, half the budget goes
   // to prompts that fit into a step, the shortest rest first, so that a short prompt overtakes long
   // ones; the other half, or all without such, is shared out evenly in tiles, so that none waits
-  // for the others' ends. Chunks end at multiples of kTileTokens or at the prompt's end. Cache pages
-  // for all of it are reserved. May be empty although there is work: then a sequence is `starved`.
+  // for the others' ends. Chunks end at multiples of kTileTokens or at the prompt's end. Cache
+  // pages for all of it are reserved. May be empty although there is work: then a sequence is
+  // `starved`.
   std::vector<Scheduled> Schedule();
 
   // How long the step took that Schedule() returned: what the time budget goes by.

@@ -1,6 +1,5 @@
 #include "kv/prefix_snapshot.h"
 
-#define XXH_INLINE_ALL
 #include <xxhash.h>
 
 #include <cstring>
@@ -71,8 +70,8 @@ Result<SnapshotHead> ParseSnapshotHead(std::span<const std::byte> bytes,
     return Refused(path, "has a damaged head, expected its checksum");
   }
   if (head.file_bytes != file_bytes) {
-    return Refused(path, StrCat("has ", file_bytes, " bytes, expected ", head.file_bytes,
-                                " as written"));
+    return Refused(path,
+                   StrCat("has ", file_bytes, " bytes, expected ", head.file_bytes, " as written"));
   }
   if (head.num_tokens == 0 || head.num_tokens > kMaxTokens || head.first_token >= head.num_tokens ||
       head.first_token % kPageTokens != 0 || head.origin_bytes > kMaxNameBytes ||
@@ -100,8 +99,9 @@ Result<PrefixSnapshot> ParseSnapshotMeta(const SnapshotHead& head,
   snapshot.origin.resize(head.origin_bytes);
   take(snapshot.origin.data(), snapshot.origin.size());
   if (snapshot.origin != origin) {
-    return Refused(path, "was written for another model, backend, element type or version, "
-                         "expected this one's");
+    return Refused(path,
+                   "was written for another model, backend, element type or version, "
+                   "expected this one's");
   }
   snapshot.family.resize(head.family_bytes);
   take(snapshot.family.data(), snapshot.family.size());

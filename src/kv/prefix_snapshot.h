@@ -29,7 +29,7 @@ struct PrefixSnapshot {
   // Attention settings and salt: only the same family shares prefixes.
   std::string family = {};
   std::vector<int32_t> tokens = {};  // from the prompt's start to the stretch's end
-  int64_t first_token = 0;      // of the stretch; a multiple of kPageTokens, < tokens.size()
+  int64_t first_token = 0;           // of the stretch; a multiple of kPageTokens, < tokens.size()
   std::vector<uint8_t> masks = {};   // [NumPages(tokens.size()) - first_token / kPageTokens]
 
   // Bytes of all records.

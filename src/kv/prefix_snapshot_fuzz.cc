@@ -1,10 +1,9 @@
 // Any bytes either parse or give a one-line error, in memory that the input's size bounds. The
 // checksums would keep a fuzzer out, so the input is also tried with them made right.
+#include <xxhash.h>
+
 #include <cstdint>
 #include <cstring>
-
-#define XXH_INLINE_ALL
-#include <xxhash.h>
 
 #include "base/check.h"
 #include "kv/prefix_snapshot.h"
@@ -41,24 +40,22 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   lserve::SnapshotHead head;
   if (size < sizeof(head)) return 0;
   std::memcpy(&head, data, sizeof(head));
-  const lserve::SnapshotHead good =
-      [] {
-        lserve::PrefixSnapshot one;
-        one.tokens = {1};
-        one.masks = {0};
-        const std::vector<std::byte> file = lserve::SnapshotPrologue(one, {1, 1}, {});
-        lserve::SnapshotHead h;
-        std::memcpy(&h, file.data(), sizeof(h));
-        return h;
-      }();
+  const lserve::SnapshotHead good = [] {
+    lserve::PrefixSnapshot one;
+    one.tokens = {1};
+    one.masks = {0};
+    const std::vector<std::byte> file = lserve::SnapshotPrologue(one, {1, 1}, {});
+    lserve::SnapshotHead h;
+    std::memcpy(&h, file.data(), sizeof(h));
+    return h;
+  }();
   head.magic = good.magic;
   head.version = good.version;
   head.file_bytes = size;
   head.origin_bytes = 0;
   head.num_tokens %= 1 << 12;
   head.first_token = head.first_token % 64 * 64;
-  if (head.num_tokens > head.first_token &&
-      lserve::MetaBytes(head) <= size - sizeof(head)) {
+  if (head.num_tokens > head.first_token && lserve::MetaBytes(head) <= size - sizeof(head)) {
     head.meta_checksum = XXH3_64bits(bytes.data() + sizeof(head), lserve::MetaBytes(head));
   }
   head.head_checksum = XXH3_64bits(&head, offsetof(lserve::SnapshotHead, head_checksum));

@@ -211,8 +211,9 @@ std::string Metrics::Render(const EngineSnapshot& engine, int64_t connections) c
               "Prompt tokens looked up in the prefix cache.");
   out.Counter("vllm:prefix_cache_hits_total", prefix_hits_,
               "Prompt tokens found there, not computed again.");
-  out.Counter("vllm:num_preemptions_total", engine.preemptions,
-              "Times that a running request gave its KV pages back and waits to be computed again.");
+  out.Counter(
+      "vllm:num_preemptions_total", engine.preemptions,
+      "Times that a running request gave its KV pages back and waits to be computed again.");
   out.Counter("vllm:prompt_tokens_total", prompt_tokens_,
               "Prompt tokens of requests that got a first token.");
   out.Counter("vllm:generation_tokens_total", generation_tokens_, "Tokens drawn.");

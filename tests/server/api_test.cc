@@ -281,11 +281,13 @@ TEST_F(ApiTest, AMissSaysWhereThePrefixDiverges) {
   const Json first = ParsedBody(Ask(ChatJson(document, R"(,"max_tokens":1)")));
   EXPECT_EQ(At(first, "timings.prefix.end"), Json("differs")) << "the template begins all prompts";
   const int64_t head = At(first, "timings.prefix.common").as_int();
-  const Json changed = ParsedBody(Ask(ChatJson("Divergencf" + document.substr(10), R"(,"max_tokens":1)")));
+  const Json changed =
+      ParsedBody(Ask(ChatJson("Divergencf" + document.substr(10), R"(,"max_tokens":1)")));
   EXPECT_EQ(At(changed, "timings.prefix.end"), Json("differs"));
   EXPECT_GE(At(changed, "timings.prefix.common").as_int(), head);
   EXPECT_LT(At(changed, "timings.prefix.common").as_int(), head + 10);
-  EXPECT_GE(At(changed, "timings.prefix.nearest").as_int(), At(first, "usage.prompt_tokens").as_int());
+  EXPECT_GE(At(changed, "timings.prefix.nearest").as_int(),
+            At(first, "usage.prompt_tokens").as_int());
   const Json same = ParsedBody(Ask(ChatJson(document, R"(,"max_tokens":1)")));
   EXPECT_EQ(At(same, "timings.prefix.end"), Json("whole"));
   EXPECT_EQ(At(same, "timings.prefix.common"), At(first, "usage.prompt_tokens"));

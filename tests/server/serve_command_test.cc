@@ -123,8 +123,8 @@ TEST(ServeCommandTest, ASecondSignalEndsARunningStream) {
 TEST(ServeCommandTest, ARestartAfterKillFindsThePrefixOnDisk) {
   std::string dir = testing::TempDir() + "lserve_tier_XXXXXX";
   ASSERT_NE(mkdtemp(dir.data()), nullptr);
-  const std::string body =
-      ChatJson(LongText(900), R"(,"max_tokens":8,"temperature":0,"logprobs":true,"top_logprobs":2)");
+  const std::string body = ChatJson(
+      LongText(900), R"(,"max_tokens":8,"temperature":0,"logprobs":true,"top_logprobs":2)");
   const auto ask = [&](const ServeProcess& server) {
     const HttpReply reply = Post(server.port(), "/v1/chat/completions", body);
     EXPECT_EQ(reply.status, 200) << reply.body;
