@@ -570,9 +570,12 @@ void Engine::Impl::KeepPrefix(const Sequence& sequence, int64_t first) {
     points.push_back(p);
   for (const int64_t point : points) {
     if (point <= first || point > done) continue;
-    prefixes_.Add(sequence.request.prompt, point,
-                  {.settings = sequence.attention, .salt = sequence.request.cache_salt},
-                  [&](Way way, PageIdx page) { return sequence.cache.SharePage(way, page); });
+    prefixes_.Add(
+        sequence.request.prompt, point,
+        {.settings = sequence.attention, .salt = sequence.request.cache_salt},
+        [&](Way way, PageIdx page) { return sequence.cache.SharePage(way, page); },
+        sequence.keeps_streaming ? PrefixTree::StreamingPages::kAll
+                                 : PrefixTree::StreamingPages::kNeeded);
     if (point % kStretchTokens == 0 || point == points[1]) {
       archive_.Keep(sequence.request.prompt, point,
                     {.settings = sequence.attention, .salt = sequence.request.cache_salt});

@@ -152,7 +152,6 @@ bool Scheduler::FindPlace(const Sequence& candidate) {
   if (candidate.needs_all_pages && !running_.empty()) return false;
   if (running_.size() == 1 && running_.front()->needs_all_pages) return false;
   const size_t not_worse = NumNotWorse(candidate);
-  if (not_worse >= static_cast<size_t>(max_num_seqs_)) return false;
   if (running_.size() >= static_cast<size_t>(max_num_seqs_)) {
     if (!CouldFit(candidate, not_worse)) return false;
     PreemptLowest();
@@ -171,6 +170,7 @@ bool Scheduler::FindPlace(const Sequence& candidate) {
 void Scheduler::Admit() {
   while (!waiting_.empty()) {
     Sequence& next = *waiting_.front();
+    if (NumNotWorse(next) >= static_cast<size_t>(max_num_seqs_)) return;
     FindPrefix(&next);
     bool placed = FindPlace(next);
     if (!placed && running_.empty() && next.cache.num_tokens() > 0) {
