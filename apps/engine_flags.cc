@@ -84,6 +84,14 @@ void AddMemoryFlags(FlagSet& flags, EngineFlags& out) {
              "BYTES",
              "memory of the KV cache, as 2G; auto: half of what is available, on a GPU what "
              "--gpu-memory-utilization allows");
+  flags.Size("--kv-host-bytes", out.kv_host_bytes, 0, {}, "BYTES",
+             "host memory for kept prefixes of 1024 tokens and more, beside the cache: for a GPU, "
+             "as 64G; 0: none");
+  flags.Text("--kv-disk-dir", config.kv_disk_dir, "DIR",
+             "write kept prefixes of 1024 tokens and more to files here (with checksums, for this "
+             "user only), so that a restart finds them again. Default: nowhere");
+  flags.Size("--kv-disk-bytes", out.kv_disk_bytes, 0, {}, "BYTES",
+             "room for them, as 16G; what was used longest ago goes first");
   flags.Integer("--max-num-batched-tokens,--chunked-prefill-size,--ubatch-size",
                 config.max_num_batched_tokens, 0, "TOKENS",
                 "tokens of one engine step: the chunk of a long prompt; 0: 512 on a CPU, 8192 on a "
@@ -118,6 +126,8 @@ Status FinishEngineFlags(EngineFlags& out) {
   out.config.attention.mode = *ParseAttentionMode(out.attention_mode);
   if (out.prefill_threshold) out.config.attention.prefill_threshold = *out.prefill_threshold;
   out.config.kv_cache_bytes = static_cast<size_t>(out.kv_cache_bytes);
+  out.config.kv_host_bytes = static_cast<uint64_t>(out.kv_host_bytes);
+  out.config.kv_disk_bytes = static_cast<uint64_t>(out.kv_disk_bytes);
   out.config.quantization_cache_dir = out.quantization_cache == "none" ? ""
                                       : out.quantization_cache.empty() ? DefaultCacheDir()
                                                                        : out.quantization_cache;

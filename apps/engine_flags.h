@@ -19,6 +19,8 @@ struct EngineFlags {
   std::optional<double> prefill_threshold;  // unset: the default
   std::string value_dtype;                  // llama.cpp's -ctv
   int64_t kv_cache_bytes = 0;
+  int64_t kv_host_bytes = 0;
+  int64_t kv_disk_bytes = int64_t{16} << 30;
   std::string quantization_cache;  // a directory, "none", or "" for the default
 };
 

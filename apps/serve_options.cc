@@ -40,6 +40,9 @@ void AddQueueFlags(FlagSet& flags, ServeOptions& out) {
   flags.Group("Who waits, and how long");
   flags.Integer("--max-num-queued-reqs,--max-queued-requests", out.server.queue.max_requests, 1,
                 "COUNT", "requests that may wait for their first step; further ones get 429");
+  flags.Choice("--scheduling-policy", out.scheduling_policy, {"priority", "fcfs"},
+               "priority: a request's \"priority\" counts, lower values first (default 0), and "
+               "takes places and pages from higher ones; fcfs: a value other than 0 is refused");
   flags.Size("--max-num-queued-tokens", out.server.queue.max_tokens, 0, {"auto"}, "TOKENS",
              "the same for the tokens of their prompts; auto: four contexts");
   flags.Number("--max-decode-gap-ms", out.engine.config.max_decode_gap_ms, 0, 1e6, "MS",
@@ -61,8 +64,8 @@ void AddQueueFlags(FlagSet& flags, ServeOptions& out) {
 void AddAnswerFlags(FlagSet& flags, ServeOptions& out) {
   flags.Group("Answers");
   flags.Size("--default-max-tokens", out.server.service.default_max_tokens, 1, {}, "TOKENS",
-             "longest answer of a request that does not say. The cache keeps room for it, so a "
-             "large number lets fewer requests run side by side");
+             "longest answer of a request that does not say. Requests run side by side as long as "
+             "their pages fit; then the youngest waits and is computed again");
   flags.Text("--chat-date", out.date_text, "YYYY-MM-DD",
              "the date that some chat templates write. Default: the day of the start; a date that "
              "changes would empty the prefix cache at midnight");
@@ -89,8 +92,9 @@ void AddForeignFlags(FlagSet& flags, ServeOptions& out) {
   flags.Refused("--admin-api-key", true,
                 "others can read a command line; use --admin-key-file or LSERVE_ADMIN_KEY");
   flags.Refused("--chat-template", true, "the checkpoint's own template is used");
-  flags.Refused("--kv-offloading-size,--cache-ram", true, "the KV cache has one tier");
-  flags.Refused("--slot-save-path", true, "prefixes stay in memory");
+  flags.Refused("--kv-offloading-size,--cache-ram", true,
+                "its unit is not ours; use --kv-host-bytes, as 16G");
+  flags.Refused("--slot-save-path", true, "use --kv-disk-dir, which needs no request to save");
 }
 
 Status ReadKeyFile(const std::string& file, std::vector<std::string>& keys) {
@@ -151,6 +155,7 @@ Status FinishServeOptions(ServeOptions& out) {
   }
   out.server.address.unix_socket = out.uds;
   out.server.service.prefix_caching = !out.no_prefix_caching;
+  out.server.service.priorities = out.scheduling_policy == "priority";
   out.server.service.date = out.date_text ? LS_TRY(ParseChatDate(*out.date_text)) : Today();
   const std::vector<std::string> problems = MakeSampling(out.sampling, {}).Problems();
   return problems.empty() ? Status() : Status(Code::kInvalidArgument, problems[0]);

@@ -23,6 +23,7 @@ struct ServeOptions {
   std::string uds;
   std::optional<std::string> config_file;  // config_file.h has read it before the flags are parsed
   bool no_prefix_caching = false;
+  std::string scheduling_policy = "priority";
   bool no_access_log = false;
   bool print_config = false;
   bool ignored = false;  // of switches that change nothing here

@@ -44,6 +44,12 @@ struct EngineConfig {
   // 0: half of the memory that is available when the engine starts; on a GPU, all of
   // gpu_memory_utilization that the weights leave.
   size_t kv_cache_bytes = 0;
+  // Host memory for kept prefixes of 1024 tokens and more, beside the KV cache: for a GPU. 0: none.
+  uint64_t kv_host_bytes = 0;
+  // Kept prefixes of 1024 tokens and more are also written to files here, and found again after a
+  // restart; "": nowhere. Up to `kv_disk_bytes`, the least recently used go first.
+  std::string kv_disk_dir;
+  uint64_t kv_disk_bytes = uint64_t{16} << 30;
   // Share of a GPU's memory that this process and others may fill together, in (0, 1].
   double gpu_memory_utilization = 0.9;
 

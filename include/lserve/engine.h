@@ -1,5 +1,6 @@
 // Engine: the one owner of model, cache and schedule. Requests go in, events come out, one step at
-// a time. It does no I/O and knows no protocol; apps/ and server/ drive it.
+// a time. It does no I/O but for kept prefixes on disk, and knows no protocol; apps/ and server/
+// drive it.
 #pragma once
 
 #include <memory>
@@ -38,8 +39,18 @@ struct EngineInfo {
   std::vector<std::string> warnings;
 };
 
-// Thread safety: every method on one thread, but for Check() and the accessors of what is fixed
-// when the engine is made: info(), config(), model_config(), tokenizer().
+// A tier of the prefix cache beside the pages on the device: host memory
+// (EngineConfig::kv_host_bytes) or disk (kv_disk_dir).
+struct KvTierStats {
+  uint64_t bytes = 0;
+  int64_t stretches = 0;      // of up to 2048 tokens; on disk, a file each
+  int64_t loaded_tokens = 0;  // prompt tokens that came from there instead of being computed
+  int64_t refused = 0;        // files that were damaged, cut off or foreign
+  int64_t dropped = 0;        // stretches that were not kept: too small a tier, a slow or full disk
+};
+
+// Thread safety: every method on one thread, but for Check(), the tiers and the accessors of what
+// is fixed when the engine is made: info(), config(), model_config(), tokenizer().
 class Engine {
  public:
   static Result<std::unique_ptr<Engine>> Create(const EngineConfig& config);
@@ -62,9 +73,13 @@ class Engine {
   // here is the engine's end (a device is gone); a request's own error comes as its event.
   Result<std::vector<RequestEvent>> Step();
 
-  // Forgets the prefixes that finished requests left in the cache.
+  // Forgets the prefixes that finished requests left in the cache, in all its tiers.
   void DropPrefixes();
   uint64_t kv_bytes_in_use() const;
+  // Times that a request's pages were taken back before its end.
+  int64_t num_preemptions() const;
+  KvTierStats host_tier() const;
+  KvTierStats disk_tier() const;
   // Of all requests so far, running ones included.
   const AuditStats& audit() const;
 

@@ -49,14 +49,20 @@ struct Request {
   std::vector<std::string> stop;  // the text ends before the first of these; needs a tokenizer
   // Unset: the engine's settings. Dense and sparse requests share a batch.
   std::optional<AttentionSettings> attention;
-  // Keeps the first `keep_prefix` tokens of the prompt in the cache, once prefilled, for later
-  // requests that start with the same tokens; with block-sparse prefill up to the last whole tile
-  // of 128. 0: keeps nothing.
+  // Keeps the first `keep_prefix` tokens of the prompt in the cache, while it is prefilled, for
+  // later requests that start with the same tokens. They can begin at multiples of 2048 tokens, 256
+  // tokens before the end of what is kept (another question about the same document differs
+  // there), and at its end; with block-sparse prefill at the last whole tile of 128. 0: keeps
+  // nothing.
   int64_t keep_prefix = 0;
   // Keeps the pages that streaming heads no longer see, as dense attention does, so that
   // on_attention can say what they hold. Costs memory, changes no answer. Off if a prefix that
   // serves the request has dropped them.
   bool keep_streaming_pages = false;
+  // Lower values come first (vLLM's `priority`): in the queue, in the share of a step, and when
+  // pages or places run out, where a higher value is preempted. Of equal ones the older comes
+  // first.
+  int64_t priority = 0;
   // Only requests with the same salt share prefixes, so that nobody can find out by the time to
   // the first token what others have asked.
   std::string cache_salt;
@@ -67,13 +73,14 @@ struct Request {
   // If set, decides which tokens may come next; of this request alone, for it keeps its place. Not
   // together with forced_tokens, min_tokens or ignore_eos, which say something else.
   std::shared_ptr<TokenConstraint> constraint;
-  // If set, gets the logits of every prompt position that is computed, in order: `logits` is
-  // float, [count, vocab], in host memory. An error cancels the request.
+  // If set, gets the logits of every prompt position that is computed, in order and once: `logits`
+  // is float, [count, vocab], in host memory. An error cancels the request.
   std::function<Status(int64_t first_position, const ConstMatrix& logits)> on_prompt_logits;
   // If set, gets the logits [vocab] that each token of the answer is drawn from, before penalties.
   std::function<void(std::span<const float> logits)> on_token_logits;
   // If set, called in every layer of every step that computes tokens of this request, right after
-  // their attention. An error is the engine's end.
+  // their attention; again where a preempted request is computed again. An error is the engine's
+  // end.
   std::function<Status(const AttentionView& view)> on_attention;
 };
 
@@ -101,11 +108,33 @@ struct AuditStats {
   void Add(const AuditStats& other);
 };
 
+// Why a prompt's common beginning with what the prefix cache holds ends where it does.
+enum class PrefixEnd : uint8_t {
+  kNone,      // nothing that is kept begins like the prompt
+  kWhole,     // the whole prompt is kept
+  kEnds,      // the kept prefix ends there
+  kDiffers,   // the kept prefix goes on with another token
+  kSettings,  // it is kept, but under other attention settings, which give other keys and values
+};
+std::string_view Name(PrefixEnd end);  // "none", "whole", "ends", ...
+
+// What the prefix cache had for a prompt. Only prefixes of the same salt are told of.
+struct PrefixMatch {
+  PrefixEnd end = PrefixEnd::kNone;
+  int64_t common = 0;   // leading tokens that the nearest kept prefix shares; it diverges there
+  int64_t nearest = 0;  // tokens of that prefix
+};
+
 // Counters of one request. Pages count (layer, KV head) pairs, so that a streaming and a retrieval
-// head weigh the same; tiles are (layer, KV head, 128 queries, 128 keys).
+// head weigh the same; tiles are (layer, KV head, 128 queries, 128 keys). What a preempted request
+// computes again is counted again.
 struct RequestStats {
   int64_t prompt_tokens = 0;
   int64_t cached_tokens = 0;  // of the prompt, not computed again
+  // Where the prompt parts from what was kept. cached_tokens is less than `common` where the
+  // common beginning can not be resumed at its end: the next token must be computed, and streaming
+  // heads need the pages of their window.
+  PrefixMatch prefix;
   int64_t completion_tokens = 0;
   double ttft_ms = 0;                         // from Add() to the first token
   std::optional<double> decode_ms_per_token;  // after the first token; unset without a decode step
@@ -114,10 +143,12 @@ struct RequestStats {
   double pages_present = 0;
   int64_t prefill_tiles_visited = 0;
   int64_t prefill_tiles_present = 0;
-  int64_t tile_selections = 0;  // query tiles that read a selected list of key tiles
-  int64_t dense_steps = 0;      // decode steps in which every page was read
-  int64_t sparse_steps = 0;     // the others
-  int64_t selections = 0;       // decode steps in which the selector ran
+  int64_t tile_selections = 0;    // query tiles that read a selected list of key tiles
+  int64_t dense_steps = 0;        // decode steps in which every page was read
+  int64_t sparse_steps = 0;       // the others
+  int64_t selections = 0;         // decode steps in which the selector ran
+  int64_t preemptions = 0;        // times that its pages were taken back
+  int64_t recomputed_tokens = 0;  // of prompt and answer, for that reason
   AuditStats audit;
 };
 

@@ -1,6 +1,7 @@
 #include "attention/attention_settings.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "base/strings.h"
 #include "kv/page.h"
@@ -54,19 +55,16 @@ std::vector<std::string> AttentionSettings::Problems() const {
   return problems;
 }
 
-bool SamePrefill(const AttentionSettings& a, const AttentionSettings& b) {
-  if (a.mode == AttentionMode::kDense || b.mode == AttentionMode::kDense) return a.mode == b.mode;
-  const auto first_sparse = [](const AttentionSettings& s) {
-    return s.mode == AttentionMode::kSparse ? 0 : s.min_context;
-  };
-  if (a.selects_tiles() != b.selects_tiles()) return false;
-  if (a.selects_tiles() && (a.prefill_threshold != b.prefill_threshold ||
-                            std::max(first_sparse(a), a.prefill_min_position) !=
-                                std::max(first_sparse(b), b.prefill_min_position))) {
-    return false;
+std::string PrefillKey(const AttentionSettings& s) {
+  if (s.mode == AttentionMode::kDense) return "dense";
+  const int64_t first_sparse = s.mode == AttentionMode::kSparse ? 0 : s.min_context;
+  std::string key = StrCat("sparse from ", first_sparse, ", sink ", s.sink_tokens, ", window ",
+                           s.prefill_window());
+  if (s.selects_tiles()) {
+    key += StrCat(", tiles from ", std::max(first_sparse, s.prefill_min_position), ", threshold ",
+                  std::bit_cast<uint64_t>(s.prefill_threshold));
   }
-  return first_sparse(a) == first_sparse(b) && a.sink_tokens == b.sink_tokens &&
-         a.prefill_window() == b.prefill_window();
+  return key;
 }
 
 }  // namespace lserve

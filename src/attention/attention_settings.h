@@ -76,8 +76,12 @@ struct AttentionSettings {
   std::vector<std::string> Problems() const;
 };
 
-// Whether prefill with `a` and with `b` gives the same keys and values, so that one's cached prefix
-// serves the other. The decode-only settings do not count.
-bool SamePrefill(const AttentionSettings& a, const AttentionSettings& b);
+// What prefill's keys and values follow from: settings of the same key give the same, so that the
+// cached prefix of one serves the other. The decode-only settings do not count. Part of what
+// prefixes on disk are kept under.
+std::string PrefillKey(const AttentionSettings& settings);
+inline bool SamePrefill(const AttentionSettings& a, const AttentionSettings& b) {
+  return PrefillKey(a) == PrefillKey(b);
+}
 
 }  // namespace lserve

@@ -55,6 +55,10 @@ class Backend {
   virtual Result<std::unique_ptr<KvStore>> MakeKvStore(const KvLayout& layout,
                                                        const PageId (&max_pages)[kNumWays]) = 0;
 
+  // Names what the bits of stored keys and values follow from beside the model and its inputs: how
+  // this backend computes, and how it lays out pages. What carries another name is not to be mixed.
+  virtual std::string kv_signature() const { return description(); }
+
   // Stacks `parts` by rows ([rows, in_features] each, of one dtype) into a weight. `bias` has one
   // float per out feature, or none. A weight to be quantised must be finite.
   virtual Result<LinearWeight> PackLinear(std::span<const WeightPart> parts,

@@ -77,4 +77,18 @@ void HostKvStore::CopyPage(Way way, PageId from, PageId to, int num_tokens) {
   }
 }
 
+Status HostKvStore::ReadPage(Way way, PageId page, std::span<std::byte> bytes) const {
+  LS_CHECK_EQ(bytes.size(), layout().way(way).page_bytes());
+  std::memcpy(bytes.data(), base_[Index(way)] + stride_[Index(way)] * static_cast<size_t>(page),
+              bytes.size());
+  return Status();
+}
+
+Status HostKvStore::WritePage(Way way, PageId page, std::span<const std::byte> bytes) {
+  LS_CHECK_EQ(bytes.size(), layout().way(way).page_bytes());
+  std::memcpy(base_[Index(way)] + stride_[Index(way)] * static_cast<size_t>(page), bytes.data(),
+              bytes.size());
+  return Status();
+}
+
 }  // namespace lserve

@@ -24,6 +24,9 @@ class HostKvStore : public KvStore {
   void Decommit(Way way, PageId first, int count) override;
   void CopyPage(Way way, PageId from, PageId to, int num_tokens) override;
 
+  Status ReadPage(Way way, PageId page, std::span<std::byte> bytes) const override;
+  Status WritePage(Way way, PageId page, std::span<const std::byte> bytes) override;
+
   // The bytes of one head's part of a page. Parts are 64-byte aligned.
   std::byte* kv_part(Way way, PageId page, int layer, int slot) const {
     const WayLayout& w = layout().way(way);

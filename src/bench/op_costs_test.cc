@@ -20,6 +20,8 @@ class LayoutOnly final : public KvStore {
   Status Commit(Way, PageId, int) override { return Status(); }
   void Decommit(Way, PageId, int) override {}
   void CopyPage(Way, PageId, PageId, int) override {}
+  Status ReadPage(Way, PageId, std::span<std::byte>) const override { return Status(); }
+  Status WritePage(Way, PageId, std::span<const std::byte>) override { return Status(); }
 };
 
 // One layer of 3 KV heads of 64, of which `kinds` says which retrieve; 1000 bytes of K/V and 100 of

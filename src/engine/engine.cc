@@ -11,7 +11,8 @@
 #include "engine/attention_probe.h"
 #include "engine/auditor.h"
 #include "engine/engine_setup.h"
-#include "engine/prefix_store.h"
+#include "engine/prefix_archive.h"
+#include "engine/prefix_tree.h"
 #include "engine/scheduler.h"
 #include "engine/sequence.h"
 
@@ -31,13 +32,32 @@ std::string_view Name(FinishReason reason) {
   return "?";
 }
 
+std::string_view Name(PrefixEnd end) {
+  switch (end) {
+    case PrefixEnd::kNone:
+      return "none";
+    case PrefixEnd::kWhole:
+      return "whole";
+    case PrefixEnd::kEnds:
+      return "ends";
+    case PrefixEnd::kDiffers:
+      return "differs";
+    case PrefixEnd::kSettings:
+      return "settings";
+  }
+  return "?";
+}
+
 class Engine::Impl {
  public:
   explicit Impl(EngineParts parts)
       : parts_(std::move(parts)),
         config_(parts_.config),
+        prefixes_(parts_.pool.get(), parts_.store.get()),
+        archive_(&prefixes_, parts_.pool.get(), parts_.store.get(), &parts_.tiers),
         scheduler_(parts_.pool.get(),
                    &prefixes_,
+                   &archive_,
                    config_.max_num_seqs,
                    config_.max_num_batched_tokens,
                    config_.max_decode_gap_ms),
@@ -52,7 +72,8 @@ class Engine::Impl {
 
   EngineParts parts_;
   const EngineConfig& config_;
-  PrefixStore prefixes_;
+  PrefixTree prefixes_;
+  PrefixArchive archive_;
   Scheduler scheduler_;
   AuditStats audit_;
 
@@ -92,11 +113,15 @@ class Engine::Impl {
   Status CountWork(const Member& member, Sequence* sequence);
   Status EmitPromptLogits(const Member& member);
   Status AfterForward(const Member& member);
+  // Gives the tree what a step has added to a prompt, from position `first` on.
+  void KeepPrefix(const Sequence& sequence, int64_t first);
   Result<RequestEvent> Finalize(const Member& member);
   Status DrawToken(const Member& member, RequestEvent* event);
   void Finish(Sequence* sequence, FinishReason reason, RequestEvent* event);
   void FillStats(const Sequence& sequence, RequestStats* stats) const;
   std::vector<RequestEvent> TakeCancelled();
+  // Ends the sequences that no memory is left for; whether there was one.
+  bool TakeStarved(std::vector<RequestEvent>* events);
 
   EvenSample audited_requests_;
   EvenSample audited_steps_;
@@ -249,6 +274,23 @@ std::vector<RequestEvent> Engine::Impl::TakeCancelled() {
     events.push_back(std::move(event));
   }
   return events;
+}
+
+bool Engine::Impl::TakeStarved(std::vector<RequestEvent>* events) {
+  bool any = false;
+  for (Sequence* sequence : scheduler_.sequences()) {
+    if (!sequence->starved) continue;
+    any = true;
+    RequestEvent event{.id = sequence->id};
+    event.error = Status(
+        Code::kOutOfMemory,
+        StrCat("no page is left for the request although the KV cache of ",
+               parts_.pool->budget_bytes() >> 20, " MiB holds nothing else: the device gave less, ",
+               "expected all of it; lower --kv-cache-bytes or free its memory"));
+    Finish(sequence, FinishReason::kError, &event);
+    events->push_back(std::move(event));
+  }
+  return any;
 }
 
 Status Engine::Impl::AllocateSelection(Sequence* sequence) {
@@ -479,7 +521,10 @@ Status Engine::Impl::EmitPromptLogits(const Member& member) {
   const Sequence& sequence = *member.scheduled.sequence;
   const int64_t vocab = parts_.model_config.vocab_size;
   std::vector<int32_t> rows;
-  for (int first = 0; first < member.range.num_rows; first += LlamaModel::kLogitRows) {
+  // What a preempted request computes again was shown before.
+  const int64_t shown = sequence.computed_tokens - member.range.first_position;
+  const int begin = static_cast<int>(std::clamp<int64_t>(shown, 0, member.range.num_rows));
+  for (int first = begin; first < member.range.num_rows; first += LlamaModel::kLogitRows) {
     const int count = std::min(LlamaModel::kLogitRows, member.range.num_rows - first);
     rows.clear();
     for (int i = 0; i < count; ++i) rows.push_back(member.range.first_row + first + i);
@@ -498,19 +543,44 @@ Status Engine::Impl::AfterForward(const Member& member) {
   Sequence* sequence = member.scheduled.sequence;
   SequenceCache& cache = sequence->cache;
   cache.Advance(member.scheduled.num_tokens);
+  const int64_t again = sequence->computed_tokens - member.range.first_position;
+  sequence->stats.recomputed_tokens += std::clamp<int64_t>(again, 0, member.scheduled.num_tokens);
+  sequence->computed_tokens = std::max(sequence->computed_tokens, cache.num_tokens());
   sequence->stats.kv_bytes = std::max<uint64_t>(sequence->stats.kv_bytes, cache.bytes());
   LS_TRY(CountWork(member, sequence));
   const int64_t done = cache.num_tokens();
-  if (!member.decodes && sequence->request.keep_prefix > 0 &&
-      done == ResumePosition(sequence->attention, sequence->request.keep_prefix)) {
-    const auto begin = sequence->request.prompt.begin();
-    prefixes_.Add(std::vector<int32_t>(begin, begin + done), sequence->attention,
-                  sequence->request.cache_salt, cache.Fork(done));
-  }
+  if (!member.decodes) KeepPrefix(*sequence, member.range.first_position);
   const int64_t keep_from = StreamingKeepFrom(sequence->attention, done, sequence->in_prompt());
   if (keep_from > 0 && !sequence->keeps_streaming)
     cache.TrimStreaming(StreamingSinkEnd(sequence->attention), keep_from);
   return Status();
+}
+
+// Before the streaming way is trimmed: the windows of all resume points behind `first` are there.
+void Engine::Impl::KeepPrefix(const Sequence& sequence, int64_t first) {
+  // The next question about the same document is about that long, and differs from its start on.
+  constexpr int64_t kQuestionTokens = 256;
+  const int64_t kept = sequence.request.keep_prefix;
+  const int64_t done = std::min(sequence.cache.num_tokens(), kept);
+  std::vector<int64_t> points = {
+      ResumePosition(sequence.attention,
+                     std::max<int64_t>(0, kept - kQuestionTokens) / kTileTokens * kTileTokens),
+      ResumePosition(sequence.attention, kept)};
+  for (int64_t p = (first / kResumeTokens + 1) * kResumeTokens; p <= done; p += kResumeTokens)
+    points.push_back(p);
+  for (const int64_t point : points) {
+    if (point <= first || point > done) continue;
+    prefixes_.Add(
+        sequence.request.prompt, point,
+        {.settings = sequence.attention, .salt = sequence.request.cache_salt},
+        [&](Way way, PageIdx page) { return sequence.cache.SharePage(way, page); },
+        sequence.keeps_streaming ? PrefixTree::StreamingPages::kAll
+                                 : PrefixTree::StreamingPages::kNeeded);
+    if (point % kStretchTokens == 0 || point == points[1]) {
+      archive_.Keep(sequence.request.prompt, point,
+                    {.settings = sequence.attention, .salt = sequence.request.cache_salt});
+    }
+  }
 }
 
 Status Engine::Impl::DrawToken(const Member& member, RequestEvent* event) {
@@ -580,8 +650,9 @@ Result<RequestEvent> Engine::Impl::Finalize(const Member& member) {
   Status status;
   if (!member.decodes && sequence->request.on_prompt_logits) status = EmitPromptLogits(member);
   LS_TRY(AfterForward(member));
-  event.prefill_done = std::min(sequence->cache.num_tokens(), sequence->prompt_size());
-  if (status.ok() && !sequence->in_prompt()) status = DrawToken(member, &event);
+  event.prefill_done = std::min(sequence->computed_tokens, sequence->prompt_size());
+  if (status.ok() && !sequence->in_prompt() && !sequence->replays())
+    status = DrawToken(member, &event);
   if (status.code() == Code::kDeviceLost) return status;
   if (!status.ok()) {
     event.error = status;
@@ -595,7 +666,7 @@ void Engine::Impl::Finish(Sequence* sequence, FinishReason reason, RequestEvent*
   if (sequence->text.has_value() && reason != FinishReason::kError)
     event->text += sequence->text->Finish();
   event->finished = reason;
-  event->prefill_done = std::min(sequence->cache.num_tokens(), sequence->prompt_size());
+  event->prefill_done = std::min(sequence->computed_tokens, sequence->prompt_size());
   FillStats(*sequence, &event->stats);
   scheduler_.Remove(sequence->id);
 }
@@ -617,11 +688,13 @@ void Engine::Impl::FillStats(const Sequence& sequence, RequestStats* stats) cons
 
 Result<std::vector<RequestEvent>> Engine::Impl::Step() {
   std::vector<RequestEvent> events = TakeCancelled();
-  const std::vector<Scheduled> step = scheduler_.Schedule();
-  if (step.empty()) {
-    LS_CHECK(!scheduler_.has_work()) << "requests wait but nothing can run";
-    return events;
+  std::vector<Scheduled> step = scheduler_.Schedule();
+  // A step in which the last running sequence was preempted is empty; the next one is not.
+  while (step.empty() && scheduler_.has_work()) {
+    if (TakeStarved(&events)) return events;
+    step = scheduler_.Schedule();
   }
+  if (step.empty()) return events;
   const Stopwatch watch;
   LS_TRY(BuildBatch(step));
   LS_TRY(BeginAudits());
@@ -660,9 +733,21 @@ Result<std::vector<RequestEvent>> Engine::Step() {
 }
 void Engine::DropPrefixes() {
   impl_->prefixes_.Clear();
+  impl_->archive_.Clear();
 }
 uint64_t Engine::kv_bytes_in_use() const {
   return impl_->parts_.pool->bytes_in_use();
+}
+int64_t Engine::num_preemptions() const {
+  return impl_->scheduler_.num_preemptions();
+}
+KvTierStats Engine::host_tier() const {
+  const PrefixTier* tier = impl_->parts_.tiers.host.get();
+  return tier == nullptr ? KvTierStats() : tier->stats();
+}
+KvTierStats Engine::disk_tier() const {
+  const PrefixTier* tier = impl_->parts_.tiers.disk.get();
+  return tier == nullptr ? KvTierStats() : tier->stats();
 }
 const AuditStats& Engine::audit() const {
   return impl_->audit_;

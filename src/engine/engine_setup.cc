@@ -9,7 +9,11 @@
 
 #include "attention/policy.h"
 #include "backend/registry.h"
+#include "base/mapped_file.h"
 #include "base/strings.h"
+#include "engine/disk_tier.h"
+#include "engine/host_tier.h"
+#include "lserve/version.h"
 
 namespace lserve {
 namespace {
@@ -213,6 +217,24 @@ Result<size_t> KvBytes(const Backend& backend, size_t given, double utilization)
   return device->free_bytes - kept_free;
 }
 
+// The disk tier, whose files follow from everything that is not in a prompt or a request.
+Result<std::unique_ptr<DiskTier>> OpenDiskTier(const EngineParts& parts,
+                                               const HeadKinds& kinds,
+                                               int64_t max_model_len) {
+  const EngineConfig& config = parts.config;
+  const std::string path = (std::filesystem::path(config.model_dir) / "config.json").string();
+  const std::string model = StrCat(parts.checkpoint->identity(), "\n", LS_TRY(ReadTextFile(path)),
+                                   "\n", std::string(kinds.begin(), kinds.end()), "\n",
+                                   max_model_len, "\n", config.quantization);
+  const KvLayout& layout = parts.store->layout();
+  return DiskTier::Open(
+      {.dir = config.kv_disk_dir,
+       .max_bytes = config.kv_disk_bytes,
+       .origin = StrCat("lserve ", kVersion, ", ", parts.backend->kv_signature(), ", ",
+                        Name(layout.dtype), ", model ", PrefixName(model, "", {})),
+       .page_bytes = {layout.ways[0].page_bytes(), layout.ways[1].page_bytes()}});
+}
+
 Result<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& model_dir) {
   const std::filesystem::path path = std::filesystem::path(model_dir) / "tokenizer.json";
   if (!std::filesystem::exists(path)) return std::unique_ptr<Tokenizer>();
@@ -279,6 +301,15 @@ Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) 
                                       PagePool::MaxPages(layout, Way::kStreaming, budget)};
   parts.store = LS_TRY(parts.backend->MakeKvStore(layout, max_pages));
   parts.pool = std::make_unique<PagePool>(layout, parts.store.get(), budget);
+  if (config.kv_host_bytes > 0) parts.tiers.host = std::make_unique<HostTier>(config.kv_host_bytes);
+  if (!config.kv_disk_dir.empty()) {
+    if (in_memory) {
+      return Status(Code::kUnsupported,
+                    "--kv-disk-dir is given for a model that is in no directory, expected one that "
+                    "a restart finds again; leave it out");
+    }
+    parts.tiers.disk = LS_TRY(OpenDiskTier(parts, kinds, max_model_len));
+  }
 
   EngineInfo& info = parts.info;
   info.model = model.name;

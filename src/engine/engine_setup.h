@@ -8,6 +8,7 @@
 
 #include "backend/backend.h"
 #include "engine/engine_inputs.h"
+#include "engine/prefix_archive.h"
 #include "kv/page_pool.h"
 #include "loader/model_config.h"
 #include "loader/safetensors.h"
@@ -30,6 +31,7 @@ struct EngineParts {
   std::unique_ptr<LlamaModel> model;
   std::unique_ptr<KvStore> store;
   std::unique_ptr<PagePool> pool;
+  PrefixTiers tiers;
 };
 
 Result<EngineParts> BuildEngine(const EngineConfig& config, EngineInputs inputs);

@@ -7,6 +7,46 @@
 #include "base/check.h"
 
 namespace lserve {
+namespace {
+
+// Of an answer, what an admission counts on beside what is known: some steps of every sequence, so
+// that who is admitted is not preempted at once.
+constexpr int64_t kExpectedAnswerTokens = 512;
+
+bool RanksBefore(const Sequence& a, const Sequence& b) {
+  return a.request.priority != b.request.priority ? a.request.priority < b.request.priority
+                                                  : a.id < b.id;
+}
+
+template <class Queue>
+void InsertByRank(std::unique_ptr<Sequence> sequence, Queue* queue) {
+  const auto place =
+      std::upper_bound(queue->begin(), queue->end(), sequence,
+                       [](const auto& a, const auto& b) { return RanksBefore(*a, *b); });
+  queue->insert(place, std::move(sequence));
+}
+
+int64_t Rest(const Sequence& sequence) {
+  return sequence.prompt_size() - sequence.cache.num_tokens();
+}
+
+// A prompt's part of a step.
+struct Share {
+  Sequence* sequence = nullptr;
+  int tokens = 0;
+
+  // Adds up to `budget` tokens that end at a tile or at the prompt's end; how many.
+  int Take(int budget) {
+    const int64_t from = sequence->cache.num_tokens();
+    int64_t to = std::min<int64_t>(from + tokens + budget, sequence->prompt_size());
+    if (to < sequence->prompt_size()) to = to / kTileTokens * kTileTokens;
+    const int more = static_cast<int>(std::max<int64_t>(0, to - from - tokens));
+    tokens += more;
+    return more;
+  }
+};
+
+}  // namespace
 
 SequenceCache::Need WorstCasePages(const AttentionSettings& settings,
                                    int64_t total_tokens,
@@ -28,16 +68,35 @@ SequenceCache::Need WorstCasePages(const AttentionSettings& settings,
   return need;
 }
 
+void Scheduler::Add(std::unique_ptr<Sequence> sequence) {
+  InsertByRank(std::move(sequence), &waiting_);
+}
+
+int64_t Scheduler::ExpectedTokens(const Sequence& sequence, bool worst_case) {
+  const int64_t most = sequence.prompt_size() + sequence.max_tokens;
+  if (worst_case) return most;
+  const int64_t known = std::max(sequence.prompt_size(), sequence.computed_tokens);
+  return std::min(most, known + kExpectedAnswerTokens);
+}
+
+SequenceCache::Need Scheduler::Needs(const Sequence& sequence, bool worst_case) const {
+  SequenceCache::Need need = WorstCasePages(
+      sequence.cache_settings(), ExpectedTokens(sequence, worst_case), max_num_batched_tokens_);
+  for (const Way way : kWays) {
+    int64_t& pages = need.pages[Index(way)];
+    pages = pool_->page_bytes(way) == 0 ? 0 : pages + sequence.spare_pages;
+  }
+  return need;
+}
+
 bool Scheduler::Fits(const Sequence& candidate) const {
+  const bool worst_case = candidate.stats.preemptions > 0;
   int64_t more[kNumWays] = {};
   const auto add = [&](const Sequence& sequence) {
-    const SequenceCache::Need worst =
-        WorstCasePages(sequence.cache_settings(), sequence.prompt_size() + sequence.max_tokens,
-                       max_num_batched_tokens_);
+    const SequenceCache::Need need = Needs(sequence, worst_case);
     for (const Way way : kWays) {
-      if (pool_->page_bytes(way) == 0) continue;
-      more[Index(way)] += std::max<int64_t>(
-          0, worst.pages[Index(way)] + sequence.spare_pages - sequence.cache.num_held(way));
+      more[Index(way)] +=
+          std::max<int64_t>(0, need.pages[Index(way)] - sequence.cache.num_held(way));
     }
   };
   for (const auto& sequence : running_) add(*sequence);
@@ -45,43 +104,100 @@ bool Scheduler::Fits(const Sequence& candidate) const {
   return pool_->CanAllocate(more[0], more[1]);
 }
 
-void Scheduler::Admit() {
-  while (!waiting_.empty() && static_cast<int>(running_.size()) < max_num_seqs_) {
-    Sequence& next = *waiting_.front();
-    if (std::optional<SequenceCache> prefix =
-            prefixes_->Find(next.request.prompt, next.attention, next.request.cache_salt)) {
-      next.cache = *std::move(prefix);
-      // What a prefix has dropped can not be looked at.
-      if (next.cache.streaming_first_token() > 0) next.keeps_streaming = false;
-    }
-    while (!Fits(next)) {
-      // A kept prefix is worth less than a request that waits, this one's own too.
-      if (prefixes_->DropOldest()) continue;
-      if (!running_.empty() || next.cache.num_tokens() == 0) break;
-      next.cache = next.cache.Fork(0);
-    }
-    if (!Fits(next)) {
-      LS_CHECK(!running_.empty())
-          << "a request that passed Engine::Add does not fit an empty cache";
-      return;
-    }
-    next.stats.cached_tokens = next.cache.num_tokens();
-    running_.push_back(std::move(waiting_.front()));
-    waiting_.pop_front();
-  }
+bool Scheduler::CouldFit(const Sequence& candidate, size_t count) const {
+  const bool worst_case = candidate.stats.preemptions > 0;
+  size_t bytes = 0;
+  const auto add = [&](const Sequence& sequence) {
+    const SequenceCache::Need need = Needs(sequence, worst_case);
+    for (const Way way : kWays)
+      bytes += static_cast<size_t>(need.pages[Index(way)]) * pool_->page_bytes(way);
+  };
+  for (size_t i = 0; i < count; ++i) add(*running_[i]);
+  add(candidate);
+  return bytes <= pool_->budget_bytes();
 }
 
-int Scheduler::ChunkSize(const Sequence& sequence, int budget, bool step_is_empty) const {
-  const int64_t from = sequence.cache.num_tokens();
-  int64_t goal = sequence.prompt_size();
-  const int64_t keep = ResumePosition(sequence.attention, sequence.request.keep_prefix);
-  if (keep > from) goal = std::min(goal, keep);
-  if (goal - from <= budget) return static_cast<int>(goal - from);
-  const int64_t aligned = (from + budget) / kTileTokens * kTileTokens;
-  if (aligned > from) return static_cast<int>(aligned - from);
-  // Too little budget is left to reach the next tile: wait for a step of its own.
-  LS_CHECK(!step_is_empty) << "max_num_batched_tokens is below a tile";
-  return 0;
+size_t Scheduler::NumNotWorse(const Sequence& candidate) const {
+  size_t count = running_.size();
+  while (count > 0 && running_[count - 1]->request.priority > candidate.request.priority) --count;
+  return count;
+}
+
+void Scheduler::PreemptLowest() {
+  std::unique_ptr<Sequence> victim = std::move(running_.back());
+  running_.pop_back();
+  victim->cache = victim->cache.Fork(0);
+  victim->selection.age = -1;
+  victim->selection.num_pages = 0;
+  ++victim->stats.preemptions;
+  ++num_preemptions_;
+  InsertByRank(std::move(victim), &waiting_);
+}
+
+void Scheduler::FindPrefix(Sequence* sequence) const {
+  PrefixTree::Found found =
+      prefixes_->Find(sequence->request.prompt,
+                      {.settings = sequence->attention, .salt = sequence->request.cache_salt});
+  sequence->cache = std::move(found.cache);
+  // What a prefix has dropped can not be looked at.
+  if (sequence->cache.streaming_first_token() > 0) sequence->keeps_streaming = false;
+  if (sequence->stats.preemptions > 0) return;  // the first look is what the user is told of
+  sequence->stats.prefix = found.match;
+  sequence->stats.cached_tokens = sequence->cache.num_tokens();
+}
+
+// Makes room for a candidate that FindPrefix() has seen, at the cost of prefixes and of sequences
+// of a worse priority; false: it has to wait, and then nothing was taken from a sequence in vain.
+bool Scheduler::FindPlace(const Sequence& candidate) {
+  if (candidate.needs_all_pages && !running_.empty()) return false;
+  if (running_.size() == 1 && running_.front()->needs_all_pages) return false;
+  const size_t not_worse = NumNotWorse(candidate);
+  if (running_.size() >= static_cast<size_t>(max_num_seqs_)) {
+    if (!CouldFit(candidate, not_worse)) return false;
+    PreemptLowest();
+  }
+  while (!Fits(candidate)) {
+    // A kept prefix is worth less than a request that waits.
+    if (CouldFit(candidate, running_.size()) || running_.empty()) {
+      if (prefixes_->EvictOne()) continue;
+    }
+    if (running_.size() == not_worse || !CouldFit(candidate, not_worse)) return false;
+    PreemptLowest();
+  }
+  return true;
+}
+
+void Scheduler::Admit() {
+  while (!waiting_.empty()) {
+    Sequence& next = *waiting_.front();
+    if (NumNotWorse(next) >= static_cast<size_t>(max_num_seqs_)) return;
+    FindPrefix(&next);
+    bool placed = FindPlace(next);
+    if (!placed && running_.empty() && next.cache.num_tokens() > 0) {
+      // Its own prefix, with pages that only others would resume from, is what is in the way.
+      next.cache = next.cache.Fork(0);
+      if (next.stats.preemptions == 0) next.stats.cached_tokens = 0;
+      placed = FindPlace(next);
+    }
+    if (!placed) {
+      LS_CHECK(!running_.empty())
+          << "a request that passed Engine::Add does not fit an empty cache";
+      next.cache = next.cache.Fork(0);  // who waits holds no page
+      return;
+    }
+    if (archive_->Restore(next.request.prompt,
+                          {.settings = next.attention, .salt = next.request.cache_salt})) {
+      FindPrefix(&next);
+    }
+    // Preempted sequences wait behind the one that took their place.
+    std::unique_ptr<Sequence> admitted = std::move(waiting_.front());
+    waiting_.pop_front();
+    for (const auto& other : running_) {
+      if (!other->in_prompt()) continue;
+      admitted->even_tokens = std::max(admitted->even_tokens, other->even_tokens);
+    }
+    InsertByRank(std::move(admitted), &running_);
+  }
 }
 
 int Scheduler::PrefillBudget(int num_decodes) const {
@@ -106,10 +222,77 @@ void Scheduler::RecordStep(const std::vector<Scheduled>& step, double millisecon
   prefill_ms_per_token_ = prefill_ms_per_token_ <= 0 ? now : (prefill_ms_per_token_ + now) / 2;
 }
 
+int Scheduler::SharePrefill(std::span<Sequence* const> prompts,
+                            int budget,
+                            std::vector<Scheduled>* step) {
+  std::vector<Share> shares;
+  for (Sequence* sequence : prompts) shares.push_back({.sequence = sequence});
+  // Quick ones: a step could end them. The others share evenly, and so does the oldest, which no
+  // stream of shorter ones may stop.
+  std::vector<Share*> quick, even;
+  for (Share& share : shares) {
+    const bool is_quick = Rest(*share.sequence) <= max_num_batched_tokens_;
+    if (is_quick) quick.push_back(&share);
+    if (!is_quick || &share == &shares.front()) even.push_back(&share);
+  }
+  std::stable_sort(quick.begin(), quick.end(), [](const Share* a, const Share* b) {
+    return Rest(*a->sequence) < Rest(*b->sequence);
+  });
+  const auto give_quick = [&](int limit) {
+    for (Share* share : quick) {
+      const int taken = share->Take(limit);
+      limit -= taken;
+      budget -= taken;
+    }
+  };
+  // With room for one tile only, the half is every other step.
+  even_turn_ = !even_turn_;
+  const int half = budget >= 2 * kTileTokens ? budget / 2 / kTileTokens * kTileTokens
+                                             : (even_turn_ ? budget : 0);
+  give_quick(budget - half);
+  // Tile by tile to whoever got the least so far.
+  while (!even.empty() && budget > 0) {
+    const auto least =
+        std::min_element(even.begin(), even.end(), [](const Share* a, const Share* b) {
+          return a->sequence->even_tokens < b->sequence->even_tokens;
+        });
+    const int taken = (*least)->Take(std::min(budget, kTileTokens));
+    if (taken == 0) {
+      even.erase(least);
+      continue;
+    }
+    (*least)->sequence->even_tokens += taken;
+    budget -= taken;
+  }
+  give_quick(budget);
+  for (const Share& share : shares) {
+    if (share.tokens > 0) step->push_back({share.sequence, share.tokens});
+  }
+  return budget;
+}
+
+bool Scheduler::ReservePages(const Scheduled& scheduled) {
+  Sequence* sequence = scheduled.sequence;
+  while (!sequence->cache.Reserve(scheduled.num_tokens)) {
+    if (prefixes_->EvictOne()) continue;
+    const bool is_lowest = running_.back().get() == sequence;
+    if (is_lowest && running_.size() == 1) {
+      if (sequence->needs_all_pages) {
+        sequence->starved = true;
+        return false;
+      }
+      sequence->needs_all_pages = true;
+    }
+    PreemptLowest();
+    if (is_lowest) return false;
+  }
+  return true;
+}
+
 std::vector<Scheduled> Scheduler::Schedule() {
   Admit();
   std::vector<Scheduled> step;
-  std::vector<Sequence*> prompts;  // the oldest first
+  std::vector<Sequence*> prompts;  // by rank
   for (const auto& sequence : running_) {
     if (sequence->in_prompt()) {
       prompts.push_back(sequence.get());
@@ -118,25 +301,27 @@ std::vector<Scheduled> Scheduler::Schedule() {
     }
   }
   int budget = PrefillBudget(static_cast<int>(step.size()));
-  // The shortest rest first, so that a short prompt overtakes a long one; but the oldest keeps a
-  // tile of every step that has two, so that short ones without end can not stop it.
-  const Sequence* oldest = prompts.empty() ? nullptr : prompts.front();
-  std::stable_sort(prompts.begin(), prompts.end(), [](const Sequence* a, const Sequence* b) {
-    return a->prompt_size() - a->cache.num_tokens() < b->prompt_size() - b->cache.num_tokens();
+  for (size_t first = 0; first < prompts.size();) {
+    size_t last = first + 1;
+    while (last < prompts.size() &&
+           prompts[last]->request.priority == prompts[first]->request.priority) {
+      ++last;
+    }
+    budget = SharePrefill(std::span(prompts).subspan(first, last - first), budget, &step);
+    first = last;
+  }
+  // By rank: who is preempted for pages comes after whom it is preempted for.
+  std::vector<Scheduled*> by_rank;
+  for (Scheduled& scheduled : step) by_rank.push_back(&scheduled);
+  std::sort(by_rank.begin(), by_rank.end(), [](const Scheduled* a, const Scheduled* b) {
+    return RanksBefore(*a->sequence, *b->sequence);
   });
-  int reserved = budget >= 2 * kTileTokens ? kTileTokens : 0;
-  for (Sequence* sequence : prompts) {
-    if (sequence == oldest) reserved = 0;
-    if (budget - reserved <= 0) continue;
-    const int count = ChunkSize(*sequence, budget - reserved, step.empty());
-    if (count == 0) continue;
-    step.push_back({sequence, count});
-    budget -= count;
+  for (Scheduled* scheduled : by_rank) {
+    const auto runs = [&](const auto& sequence) { return sequence.get() == scheduled->sequence; };
+    if (std::none_of(running_.begin(), running_.end(), runs) || !ReservePages(*scheduled))
+      scheduled->num_tokens = 0;
   }
-  for (const Scheduled& scheduled : step) {
-    LS_CHECK(scheduled.sequence->cache.Reserve(scheduled.num_tokens))
-        << "an admitted sequence found no page";
-  }
+  std::erase_if(step, [](const Scheduled& scheduled) { return scheduled.num_tokens == 0; });
   return step;
 }
 

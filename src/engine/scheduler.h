@@ -5,10 +5,12 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "attention/attention_settings.h"
-#include "engine/prefix_store.h"
+#include "engine/prefix_archive.h"
+#include "engine/prefix_tree.h"
 #include "engine/sequence.h"
 #include "kv/page_pool.h"
 
@@ -26,30 +28,41 @@ struct Scheduled {
   int num_tokens = 0;
 };
 
-// Admitted in order of arrival. A request is admitted once the worst case of everything running,
-// and its own, fits into the pool; so an admitted request always finishes and nothing is preempted.
+// Rank: priority, then arrival. A request is admitted, in the order of ranks, once its prompt and
+// the first tokens of its answer fit beside what the others need so far; what answers need beyond
+// is taken when they get there. When pages run out, kept prefixes go first, then the sequence of
+// the lowest rank is preempted: it gives its pages back, keeps its tokens, and waits at its rank.
+// So the highest rank always makes progress, and who was preempted comes back before whoever came
+// later. It comes back only where the worst case of all fits, so that it is not taken out again for
+// the same reason.
 class Scheduler {
  public:
+  // `archive`: where prefixes are looked for beyond the tree, once for each admission.
   // `max_decode_gap_ms`: 0, or the time a step should take while answers are being written, prompts
   // get smaller chunks then.
   Scheduler(PagePool* pool,
-            PrefixStore* prefixes,
+            PrefixTree* prefixes,
+            PrefixArchive* archive,
             int max_num_seqs,
             int max_num_batched_tokens,
             double max_decode_gap_ms)
       : pool_(pool),
         prefixes_(prefixes),
+        archive_(archive),
         max_num_seqs_(max_num_seqs),
         max_num_batched_tokens_(max_num_batched_tokens),
         max_decode_gap_ms_(max_decode_gap_ms) {}
 
-  void Add(std::unique_ptr<Sequence> sequence) { waiting_.push_back(std::move(sequence)); }
+  void Add(std::unique_ptr<Sequence> sequence);
   bool has_work() const { return !waiting_.empty() || !running_.empty(); }
 
   // Admits what fits and picks the next step: every decoding sequence with one token, then prompt
-  // chunks, the shortest rest first, while the step's budget lasts. Chunks end at multiples of
-  // kTileTokens, at the prompt's end or where a prefix is to be kept (at a ResumePosition). Cache
-  // pages for all of it are reserved.
+  // chunks while the step's budget lasts. Better priorities first; within one, half the budget goes
+  // to prompts that fit into a step, the shortest rest first, so that a short prompt overtakes long
+  // ones; the other half, or all without such, is shared out evenly in tiles, so that none waits
+  // for the others' ends. Chunks end at multiples of kTileTokens or at the prompt's end. Cache
+  // pages for all of it are reserved. May be empty although there is work: then a sequence is
+  // `starved`.
   std::vector<Scheduled> Schedule();
 
   // How long the step took that Schedule() returned: what the time budget goes by.
@@ -60,21 +73,42 @@ class Scheduler {
   // Ends a sequence and frees its pages.
   void Remove(RequestId id);
 
+  int64_t num_preemptions() const { return num_preemptions_; }
+
  private:
+  using Running = std::vector<std::unique_ptr<Sequence>>;
+
   void Admit();
+  bool FindPlace(const Sequence& candidate);
+  void FindPrefix(Sequence* sequence) const;
+  // Tokens that its pages are counted for.
+  static int64_t ExpectedTokens(const Sequence& sequence, bool worst_case);
+  SequenceCache::Need Needs(const Sequence& sequence, bool worst_case) const;
+  bool Fits(const Sequence& candidate) const;
+  // Whether the candidate could fit beside the first `count` running sequences if no prefix were
+  // kept: a guess, that takes no shared page into account.
+  bool CouldFit(const Sequence& candidate, size_t count) const;
+  // Running sequences that are not of a worse priority than the candidate.
+  size_t NumNotWorse(const Sequence& candidate) const;
+  void PreemptLowest();
+  bool ReservePages(const Scheduled& scheduled);
+
   // Tokens of prompts that go into a step beside `num_decodes` decode tokens.
   int PrefillBudget(int num_decodes) const;
-  bool Fits(const Sequence& candidate) const;
-  int ChunkSize(const Sequence& sequence, int budget, bool step_is_empty) const;
+  // Shares `budget` among prompts of one priority, in order of rank; what is left of it.
+  int SharePrefill(std::span<Sequence* const> prompts, int budget, std::vector<Scheduled>* step);
 
   PagePool* pool_;
-  PrefixStore* prefixes_;
+  PrefixTree* prefixes_;
+  PrefixArchive* archive_;
   int max_num_seqs_;
   int max_num_batched_tokens_;
   double max_decode_gap_ms_;
   double prefill_ms_per_token_ = 0;  // of the last steps; 0: not known
-  std::deque<std::unique_ptr<Sequence>> waiting_;
-  std::vector<std::unique_ptr<Sequence>> running_;  // in order of admission
+  int64_t num_preemptions_ = 0;
+  bool even_turn_ = false;
+  std::deque<std::unique_ptr<Sequence>> waiting_;  // both by rank, the highest first
+  Running running_;
 };
 
 }  // namespace lserve

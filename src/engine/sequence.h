@@ -39,6 +39,15 @@ struct Sequence {
   // prefix, and that of an audit.
   int spare_pages = 1;
 
+  // Tokens that were in the cache at most: what a preempted sequence computes again is below.
+  int64_t computed_tokens = 0;
+  // Alone in an empty cache, since even then pages ran out: they lay scattered.
+  bool needs_all_pages = false;
+  // Not even then: the device gives less memory than the budget says.
+  bool starved = false;
+  // Prompt tokens that it got in even shares; a newcomer starts level with the others.
+  int64_t even_tokens = 0;
+
   // Memory of the page lists, allocated at the first decode step that is sparse.
   Buffer selection_memory;
   SelectionState selection;
@@ -58,6 +67,10 @@ struct Sequence {
   }
   int64_t prompt_size() const { return static_cast<int64_t>(request.prompt.size()); }
   bool in_prompt() const { return cache.num_tokens() < prompt_size(); }
+  // Computes known tokens of its answer again, since it was preempted.
+  bool replays() const {
+    return cache.num_tokens() < prompt_size() + static_cast<int64_t>(answer.size());
+  }
   // The token at position cache.num_tokens(), the next to be computed.
   int32_t token_at(int64_t position) const {
     return position < prompt_size() ? request.prompt[static_cast<size_t>(position)]

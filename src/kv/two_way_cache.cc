@@ -22,22 +22,27 @@ bool SequenceCache::Reserve(int64_t count) {
   LS_CHECK_GE(count, 0);
   const Need need = NeedFor(count);
   if (!pool_->CanAllocate(need.pages[0], need.pages[1])) return false;
+  std::vector<PageRef> got[kNumWays];
+  for (const Way way : kWays) {
+    for (int64_t i = 0; i < need.pages[Index(way)]; ++i) {
+      std::optional<PageRef> page = pool_->Allocate(way);
+      if (!page) return false;  // the device has less memory than the budget
+      got[Index(way)].push_back(*std::move(page));
+    }
+  }
   for (const Way way : kWays) {
     if (pool_->page_bytes(way) == 0 || count == 0) continue;
     Table& table = tables_[Index(way)];
+    auto next = got[Index(way)].begin();
     if (tail_is_partial() && table.refs.back().shared()) {
-      std::optional<PageRef> copy = pool_->Allocate(way);
-      LS_CHECK(copy.has_value()) << "CanAllocate promised a page";
-      storage_->CopyPage(way, table.ids.back(), copy->id(),
+      storage_->CopyPage(way, table.ids.back(), next->id(),
                          static_cast<int>(num_tokens_ % kPageTokens));
-      table.ids.back() = copy->id();
-      table.refs.back() = *std::move(copy);
+      table.ids.back() = next->id();
+      table.refs.back() = std::move(*next++);
     }
-    while (static_cast<PageIdx>(table.ids.size()) < NumPages(num_tokens_ + count)) {
-      std::optional<PageRef> page = pool_->Allocate(way);
-      LS_CHECK(page.has_value()) << "CanAllocate promised a page";
-      table.ids.push_back(page->id());
-      table.refs.push_back(*std::move(page));
+    for (; next != got[Index(way)].end(); ++next) {
+      table.ids.push_back(next->id());
+      table.refs.push_back(std::move(*next));
       ++table.num_held;
     }
   }
@@ -69,6 +74,34 @@ SequenceCache SequenceCache::Fork(int64_t num_tokens) const {
     }
   }
   return fork;
+}
+
+SequenceCache SequenceCache::FromPages(PagePool* pool,
+                                       PageStorage* storage,
+                                       int64_t num_tokens,
+                                       std::vector<PageRef> (&&pages)[kNumWays]) {
+  SequenceCache cache(pool, storage);
+  cache.num_tokens_ = num_tokens;
+  for (const Way way : kWays) {
+    if (pool->page_bytes(way) == 0) continue;
+    Table& table = cache.tables_[Index(way)];
+    table.refs = std::move(pages[Index(way)]);
+    LS_CHECK_EQ(static_cast<PageIdx>(table.refs.size()), NumPages(num_tokens));
+    for (size_t i = 0; i < table.refs.size(); ++i) {
+      const bool held = static_cast<bool>(table.refs[i]);
+      LS_CHECK(held || way == Way::kStreaming) << "retrieval page " << i << " is missing";
+      table.ids.push_back(held ? table.refs[i].id() : kNoPage);
+      table.num_held += held ? 1 : 0;
+      if (!held) cache.trimmed_last_ = static_cast<PageIdx>(i) + 1;
+    }
+  }
+  return cache;
+}
+
+PageRef SequenceCache::SharePage(Way way, PageIdx page) const {
+  const Table& table = tables_[Index(way)];
+  const size_t at = static_cast<size_t>(page);
+  return at < table.refs.size() && table.refs[at] ? table.refs[at].Share() : PageRef();
 }
 
 void SequenceCache::TrimStreaming(int64_t sink_end, int64_t first_token) {

@@ -40,6 +40,17 @@ class SequenceCache {
   // first query after the fork may see has been trimmed.
   SequenceCache Fork(int64_t num_tokens) const;
 
+  // A sequence whose first `num_tokens` tokens lie in `pages`, [way][logical index], with an empty
+  // reference where the streaming way has nothing. REQUIRES: NumPages(num_tokens) pages of each way
+  // that has bytes; after the last hole, every page that the next query may see.
+  static SequenceCache FromPages(PagePool* pool,
+                                 PageStorage* storage,
+                                 int64_t num_tokens,
+                                 std::vector<PageRef> (&&pages)[kNumWays]);
+
+  // A second reference to one page; empty where trimmed, or where the way has no bytes.
+  PageRef SharePage(Way way, PageIdx page) const;
+
   // Drops the references of the streaming way to pages with every token in [sink_end, first_token).
   // Both arguments are positions; pages that straddle a bound stay.
   void TrimStreaming(int64_t sink_end, int64_t first_token);

@@ -214,7 +214,7 @@ std::optional<ApiError> ParseMessagesBody(const Json& json, bool for_counting, C
   params.stop = fields.Strings("stop_sequences", kMaxStops, kMaxStopBytes);
   ReadSampling(fields, &params);
   ReadSparse(fields, &params);
-  ReadCacheSalt(fields, &params);
+  ReadServing(fields, &params);
   ReadTools(fields, &out->tools);
   ReadFormat(fields, &params.format);
   RefuseUnsupported(fields);

@@ -16,6 +16,7 @@ EngineThread::EngineThread(std::unique_ptr<Engine> engine, QueueLimits limits, M
       metrics_(metrics),
       last_step_(std::chrono::steady_clock::now()) {
   state_.kv_budget_bytes = engine_->info().kv_budget_bytes;
+  state_.kv_dtype = engine_->info().kv_dtype;
   thread_ = std::thread([this] { Loop(); });
 }
 
@@ -112,6 +113,8 @@ EngineSnapshot EngineThread::snapshot() const {
   const std::lock_guard lock(mutex_);
   EngineSnapshot snapshot = state_;
   snapshot.failure = failure_;
+  snapshot.host = engine_->host_tier();
+  snapshot.disk = engine_->disk_tier();
   if (snapshot.busy) {
     snapshot.seconds_since_last_step =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - last_step_).count();
@@ -241,11 +244,20 @@ void EngineThread::CountEvent(Running& running, Member& member, const RequestEve
   // A decode step computes the token before; a prompt's last chunk draws one without computing it.
   step_tokens_ += prefilled > 0 ? prefilled : event.token ? 1 : 0;
   metrics_->AddWork(member.stats, event.stats, prefilled);
+  if (event.stats.preemptions > member.stats.preemptions) {
+    LogWarning(StrCat("a request was preempted since the KV cache is full; it goes on, ",
+                      event.stats.completion_tokens, " tokens of its answer are computed again"));
+  }
+  const int64_t recomputed = event.stats.recomputed_tokens - member.stats.recomputed_tokens;
   member.stats = event.stats;
+  if (recomputed > 0) {
+    const std::lock_guard lock(mutex_);
+    state_.recomputed_tokens += recomputed;
+  }
   if (!event.token) return;
   if (event.stats.completion_tokens == 1) {
     member.first_token = now;
-    metrics_->ObserveFirstToken(now, event.stats.prompt_tokens, event.stats.cached_tokens);
+    metrics_->ObserveFirstToken(now, event.stats);
   } else {
     metrics_->ObserveTokenGap(now - member.last_token);
   }
@@ -356,9 +368,11 @@ void EngineThread::LeaveQueue(Member& member) {
 
 void EngineThread::PublishState() {
   const uint64_t bytes = engine_->kv_bytes_in_use();
+  const int64_t preemptions = engine_->num_preemptions();
   const bool has_work = engine_->has_work();
   const std::lock_guard lock(mutex_);
   state_.kv_bytes_in_use = bytes;
+  state_.preemptions = preemptions;
   state_.busy = has_work || !inbox_.empty();
 }
 

@@ -169,6 +169,9 @@ void Generation::NoteUsage() {
   const Usage usage = TotalUsage();
   setup_.exchange->Note("prompt_tokens", StrCat(usage.prompt_tokens));
   setup_.exchange->Note("cached_tokens", StrCat(usage.cached_tokens));
+  const PrefixMatch& prefix = choices_.front().stats.prefix;
+  setup_.exchange->Note("prefix_end", std::string(Name(prefix.end)));
+  setup_.exchange->Note("prefix_common", StrCat(prefix.common));
   setup_.exchange->Note("completion_tokens", StrCat(usage.completion_tokens));
 }
 

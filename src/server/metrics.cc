@@ -148,12 +148,14 @@ void Metrics::AddWork(const RequestStats& before, const RequestStats& now, int64
   selections_ += now.selections - before.selections;
 }
 
-void Metrics::ObserveFirstToken(double seconds, int64_t prompt_tokens, int64_t cached_tokens) {
+void Metrics::ObserveFirstToken(double seconds, const RequestStats& stats) {
   const std::lock_guard lock(mutex_);
   first_token_.Observe(seconds);
-  prompt_tokens_ += prompt_tokens;
-  prefix_queries_ += prompt_tokens;
-  prefix_hits_ += cached_tokens;
+  prompt_tokens_ += stats.prompt_tokens;
+  prefix_queries_ += stats.prompt_tokens;
+  prefix_hits_ += stats.cached_tokens;
+  prefix_common_ += stats.prefix.common;
+  ++prefix_ends_[std::string(Name(stats.prefix.end))];
 }
 
 void Metrics::ObserveTokenGap(double seconds) {
@@ -209,7 +211,9 @@ std::string Metrics::Render(const EngineSnapshot& engine, int64_t connections) c
               "Prompt tokens looked up in the prefix cache.");
   out.Counter("vllm:prefix_cache_hits_total", prefix_hits_,
               "Prompt tokens found there, not computed again.");
-  out.Counter("vllm:num_preemptions_total", 0, "Always 0: an admitted request is never preempted.");
+  out.Counter(
+      "vllm:num_preemptions_total", engine.preemptions,
+      "Times that a running request gave its KV pages back and waits to be computed again.");
   out.Counter("vllm:prompt_tokens_total", prompt_tokens_,
               "Prompt tokens of requests that got a first token.");
   out.Counter("vllm:generation_tokens_total", generation_tokens_, "Tokens drawn.");
@@ -253,6 +257,36 @@ std::string Metrics::Render(const EngineSnapshot& engine, int64_t connections) c
   out.Counter("lserve:selections_total", selections_, "Decode steps in which pages were chosen.");
   out.Counter("lserve:prefill_tokens_computed_total", prefill_tokens_computed_,
               "Prompt tokens computed.");
+  out.Counter("lserve:prefix_common_tokens_total", prefix_common_,
+              "Prompt tokens that a kept prefix shares, resumable or not.");
+  out.Head("lserve:prefix_lookups_total", "counter",
+           "Prompts by why their common beginning with the nearest kept prefix ends.");
+  for (const auto& [end, count] : prefix_ends_)
+    out.Sample("lserve:prefix_lookups_total", StrCat("end=\"", end, "\""), count);
+  out.Counter("lserve:tokens_recomputed_total", engine.recomputed_tokens,
+              "Tokens computed again after a preemption.");
+  out.Head("lserve:kv_bytes", "gauge", "Bytes of KV pages held, by element type and tier.");
+  out.Sample("lserve:kv_bytes", StrCat("dtype=\"", engine.kv_dtype, "\",tier=\"device\""),
+             engine.kv_bytes_in_use);
+  const std::pair<const char*, const KvTierStats*> tiers[] = {{"host", &engine.host},
+                                                              {"disk", &engine.disk}};
+  const auto by_tier = [&](const char* name, auto member) {
+    for (const auto& [tier, stats] : tiers)
+      out.Sample(name, StrCat("tier=\"", tier, "\""), stats->*member);
+  };
+  for (const auto& [tier, stats] : tiers) {
+    out.Sample("lserve:kv_bytes", StrCat("dtype=\"", engine.kv_dtype, "\",tier=\"", tier, "\""),
+               stats->bytes);
+  }
+  out.Head("lserve:kv_tier_loaded_tokens_total", "counter",
+           "Prompt tokens read from a tier instead of being computed.");
+  by_tier("lserve:kv_tier_loaded_tokens_total", &KvTierStats::loaded_tokens);
+  out.Head("lserve:kv_tier_refused_total", "counter",
+           "Files that were damaged, cut off or foreign.");
+  by_tier("lserve:kv_tier_refused_total", &KvTierStats::refused);
+  out.Head("lserve:kv_tier_dropped_total", "counter",
+           "Prefixes that a tier did not keep: it was too small, too slow or full.");
+  by_tier("lserve:kv_tier_dropped_total", &KvTierStats::dropped);
   out.Gauge("lserve:kv_bytes_in_use", engine.kv_bytes_in_use,
             "Bytes of KV pages held, kept prefixes included.");
   out.Gauge("lserve:kv_bytes_budget", engine.kv_budget_bytes, "Bytes that the KV cache may take.");

@@ -13,6 +13,7 @@
 #include <tuple>
 #include <vector>
 
+#include "lserve/engine.h"
 #include "lserve/request.h"
 
 namespace lserve {
@@ -24,6 +25,10 @@ struct EngineSnapshot {
   int64_t tokens_waiting = 0;  // prompt tokens of the waiting requests
   uint64_t kv_bytes_in_use = 0;
   uint64_t kv_budget_bytes = 0;
+  std::string kv_dtype = {};
+  KvTierStats host = {}, disk = {};  // of the prefix cache
+  int64_t preemptions = 0;
+  int64_t recomputed_tokens = 0;
   int64_t steps = 0;
   bool busy = false;                   // has work
   double seconds_since_last_step = 0;  // of a busy engine, also since it became busy
@@ -63,7 +68,7 @@ class Metrics {
   void ObserveStep(int64_t tokens);
   // What an event adds to the counters: `now` minus `before`.
   void AddWork(const RequestStats& before, const RequestStats& now, int64_t prefill_tokens);
-  void ObserveFirstToken(double seconds, int64_t prompt_tokens, int64_t cached_tokens);
+  void ObserveFirstToken(double seconds, const RequestStats& stats);
   void ObserveTokenGap(double seconds);
   void ObserveFinished(std::string_view reason,
                        const RequestTimes& times,
@@ -83,6 +88,8 @@ class Metrics {
   int64_t generation_tokens_ = 0;
   int64_t prefix_queries_ = 0;
   int64_t prefix_hits_ = 0;
+  int64_t prefix_common_ = 0;
+  std::map<std::string, int64_t, std::less<>> prefix_ends_;
   int64_t prefill_tokens_computed_ = 0;
   double pages_visited_ = 0;
   double pages_present_ = 0;

@@ -283,6 +283,12 @@ Json TimingsJson(const RequestStats& stats) {
     timings.emplace_back("prompt_per_second",
                          Json(static_cast<double>(computed) * 1e3 / stats.ttft_ms));
   }
+  // Where the prompt parts from what the prefix cache holds, and how long that prefix is.
+  timings.emplace_back("prefix",
+                       Json(Json::Object{{"end", Json(std::string(Name(stats.prefix.end)))},
+                                         {"common", Json(stats.prefix.common)},
+                                         {"nearest", Json(stats.prefix.nearest)}}));
+  timings.emplace_back("preemptions", Json(stats.preemptions));
   timings.emplace_back("predicted_n", Json(stats.completion_tokens));
   if (stats.decode_ms_per_token) {
     const double per_token = *stats.decode_ms_per_token;

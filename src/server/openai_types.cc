@@ -108,7 +108,7 @@ void ReadParams(BodyFields& fields, GenerationParams* out) {
   out->stop_token_ids = fields.TokenIds("stop_token_ids", kMaxStopTokenIds);
   ReadSampling(fields, out);
   ReadSparse(fields, out);
-  ReadCacheSalt(fields, out);
+  ReadServing(fields, out);
   ReadFormat(fields, out);
   RefuseUnsupported(fields);
 }

@@ -57,6 +57,8 @@ struct GenerationParams {
   OutputFormat format;     // response_format
   std::string cache_salt;  // shares prefixes with requests of the same salt only
 
+  int64_t priority = 0;  // lower values are served first
+
   // "sparse": {"attention": ..., "token_budget": ...}
   std::optional<AttentionMode> attention;
   std::optional<int> token_budget;

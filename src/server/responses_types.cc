@@ -167,7 +167,7 @@ std::optional<ApiError> ParseResponsesBody(const Json& json, ChatBody* out) {
   params.stream = fields.Bool("stream").value_or(false);
   ReadSampling(fields, &params);
   ReadSparse(fields, &params);
-  ReadCacheSalt(fields, &params);
+  ReadServing(fields, &params);
   ReadTools(fields, &out->tools);
   ReadFormat(fields, &params.format);
   for (const auto& [name, instead] : kUnsupported) {

@@ -82,17 +82,6 @@ bool IsJsonType(std::string_view content_type) {
                     [](unsigned char a, unsigned char b) { return std::tolower(a) == b; });
 }
 
-// The prompt's own tokens that stay in the cache for the next one. Not all: the next question
-// differs somewhere before the end (another question about the same document, the turn after an
-// answer), and behind the point of difference a prefix whose streaming window was trimmed is of no
-// use. So the last tokens, as many as a question has, are left out; whole tiles, so that no chunk
-// is cut at an odd place.
-int64_t KeptPrefix(int64_t prompt_tokens) {
-  constexpr int64_t kQuestionTokens = 256;
-  constexpr int64_t kTile = 128;
-  return std::max<int64_t>(0, (prompt_tokens - kQuestionTokens) / kTile * kTile);
-}
-
 ApiError TooLong(int64_t prompt, std::optional<int64_t> answer, int64_t longest) {
   const int64_t total = prompt + answer.value_or(1);
   // OpenAI's wording, which clients search for, and llama.cpp's two numbers, which others read.
@@ -474,6 +463,12 @@ std::optional<ApiError> Service::MakeRequest(const GenerationParams& params,
   request.stop = params.stop;
   request.stop_token_ids = params.stop_token_ids;
   request.cache_salt = params.cache_salt;
+  request.priority = params.priority;
+  if (!config_.priorities && params.priority != 0) {
+    return BadField("priority", StrCat("priority is ", params.priority,
+                                       ", expected 0: this server serves in order of arrival "
+                                       "(--scheduling-policy fcfs)"));
+  }
   if (params.attention || params.token_budget) {
     AttentionSettings attention = engine.config().attention;
     attention.mode = params.attention.value_or(attention.mode);
@@ -489,7 +484,7 @@ std::optional<ApiError> Service::MakeRequest(const GenerationParams& params,
   if (room < params.max_tokens.value_or(1)) return TooLong(length, params.max_tokens, longest);
   request.max_tokens = params.max_tokens.value_or(
       std::max<int64_t>({1, std::min(config_.default_max_tokens, room), params.min_tokens}));
-  if (config_.prefix_caching) request.keep_prefix = KeptPrefix(length);
+  if (config_.prefix_caching) request.keep_prefix = length;
   Status status = engine.Check(request);
   // The client asked for no length: the cache decides, as long as there is some answer.
   while (status.code() == Code::kOutOfMemory && !params.max_tokens && request.max_tokens > 16) {

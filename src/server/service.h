@@ -32,6 +32,7 @@ struct ServiceConfig {
   int64_t default_max_tokens = 4096;
   std::optional<ChatDate> date;  // for templates that ask for it
   bool prefix_caching = true;
+  bool priorities = true;  // else a request with another priority than 0 is refused
   double heartbeat_seconds = 1.0;
   // The engine counts as hung, and /ready fails, when a step takes longer.
   double step_deadline_seconds = 30.0;

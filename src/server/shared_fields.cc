@@ -118,7 +118,8 @@ std::optional<std::string> ContentText(const Json* content, std::string* why) {
   return text;
 }
 
-void ReadCacheSalt(BodyFields& fields, GenerationParams* out) {
+void ReadServing(BodyFields& fields, GenerationParams* out) {
+  out->priority = fields.Int("priority", INT32_MIN, INT32_MAX).value_or(0);
   out->cache_salt = fields.String("cache_salt").value_or("");
   if (out->cache_salt.size() <= kMaxCacheSaltBytes) return;
   fields.Fail("cache_salt", StrCat("cache_salt has ", out->cache_salt.size(),

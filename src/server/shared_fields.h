@@ -20,8 +20,8 @@ void ReadSampling(BodyFields& fields, GenerationParams* out);
 // Our own "sparse".
 void ReadSparse(BodyFields& fields, GenerationParams* out);
 
-// vLLM's cache_salt.
-void ReadCacheSalt(BodyFields& fields, GenerationParams* out);
+// vLLM's cache_salt and priority: what a request shares, and when it is served.
+void ReadServing(BodyFields& fields, GenerationParams* out);
 
 // The text of a message's content: a string, null, or parts of text; the names of their types
 // differ. Nothing, and `why`, if it is something else.

@@ -276,6 +276,34 @@ TEST_F(ApiTest, TheSecondQuestionAboutADocumentIsCached) {
   EXPECT_GE(server_->Metric("vllm:prefix_cache_hits_total"), static_cast<double>(cached));
 }
 
+TEST_F(ApiTest, AMissSaysWhereThePrefixDiverges) {
+  const std::string document = "Divergence. " + LongText(200);
+  const Json first = ParsedBody(Ask(ChatJson(document, R"(,"max_tokens":1)")));
+  EXPECT_EQ(At(first, "timings.prefix.end"), Json("differs")) << "the template begins all prompts";
+  const int64_t head = At(first, "timings.prefix.common").as_int();
+  const Json changed =
+      ParsedBody(Ask(ChatJson("Divergencf" + document.substr(10), R"(,"max_tokens":1)")));
+  EXPECT_EQ(At(changed, "timings.prefix.end"), Json("differs"));
+  EXPECT_GE(At(changed, "timings.prefix.common").as_int(), head);
+  EXPECT_LT(At(changed, "timings.prefix.common").as_int(), head + 10);
+  EXPECT_GE(At(changed, "timings.prefix.nearest").as_int(),
+            At(first, "usage.prompt_tokens").as_int());
+  const Json same = ParsedBody(Ask(ChatJson(document, R"(,"max_tokens":1)")));
+  EXPECT_EQ(At(same, "timings.prefix.end"), Json("whole"));
+  EXPECT_EQ(At(same, "timings.prefix.common"), At(first, "usage.prompt_tokens"));
+  EXPECT_GE(server_->Metric("lserve:prefix_lookups_total", "end=\"differs\""), 2);
+}
+
+TEST_F(ApiTest, PriorityIsAnInteger) {
+  EXPECT_EQ(Ask(ChatJson("x", R"(,"max_tokens":1,"priority":-3)")).status, 200);
+  ExpectError(Ask(ChatJson("x", R"(,"priority":"high")")), 400, "invalid_value", "priority");
+  ExpectError(Ask(ChatJson("x", R"(,"priority":3000000000)")), 400, "invalid_value", "priority");
+  RunningServer in_order(
+      [](EngineConfig&, ServerConfig& config) { config.service.priorities = false; });
+  ExpectError(Post(in_order.port(), "/v1/chat/completions", ChatJson("x", R"(,"priority":1)")), 400,
+              "invalid_value", "priority");
+}
+
 TEST_F(ApiTest, ASaltKeepsPrefixesApart) {
   const std::string document = "Salted. " + LongText(200);
   const auto cached = [&](const std::string& salt) {
@@ -411,6 +439,7 @@ TEST_F(ApiTest, MetricsHaveVllmsNames) {
   for (const char* name :
        {"vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc",
         "vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total",
+        "vllm:num_preemptions_total", "lserve:tokens_recomputed_total", "lserve:kv_bytes",
         "vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:request_success_total",
         "vllm:time_to_first_token_seconds_bucket", "vllm:inter_token_latency_seconds_count",
         "vllm:e2e_request_latency_seconds_sum", "http_requests_total", "lserve:pages_visited_total",

@@ -6,6 +6,7 @@
 
 #include <csignal>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <string>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "base/clock.h"
 #include "base/strings.h"
 #include "tests/server/http_client.h"
+#include "tests/server/running_server.h"
 
 namespace lserve {
 namespace {
@@ -115,6 +117,45 @@ TEST(ServeCommandTest, ASecondSignalEndsARunningStream) {
   server.Signal(SIGTERM);
   EXPECT_EQ(server.Wait(), 0) << server.err();
   EXPECT_LT(watch.seconds(), 20) << "of the 30 that --shutdown-timeout would have given";
+}
+
+// What was promised outlives the process: prefixes on disk.
+TEST(ServeCommandTest, ARestartAfterKillFindsThePrefixOnDisk) {
+  std::string dir = testing::TempDir() + "lserve_tier_XXXXXX";
+  ASSERT_NE(mkdtemp(dir.data()), nullptr);
+  const std::string body = ChatJson(
+      LongText(900), R"(,"max_tokens":8,"temperature":0,"logprobs":true,"top_logprobs":2)");
+  const auto ask = [&](const ServeProcess& server) {
+    const HttpReply reply = Post(server.port(), "/v1/chat/completions", body);
+    EXPECT_EQ(reply.status, 200) << reply.body;
+    return ParsedBody(reply);
+  };
+  const auto on_disk = [&](const ServeProcess& server) {
+    const std::string metrics = Get(server.port(), "/metrics").body;
+    const size_t at = metrics.find("tier=\"disk\"} ");
+    return at == std::string::npos ? 0.0 : std::atof(metrics.c_str() + at + 13);
+  };
+  Json first, second;
+  {
+    ServeProcess server({"--kv-disk-dir", dir});
+    ASSERT_GT(server.port(), 0) << server.err();
+    first = ask(server);
+    const Stopwatch watch;
+    // The first file is all that a prompt of this length needs.
+    while (on_disk(server) == 0 && watch.seconds() < 10) ask(server);
+    server.Signal(SIGKILL);
+    EXPECT_EQ(server.Wait(), -1);
+  }
+  {
+    ServeProcess server({"--kv-disk-dir", dir});
+    ASSERT_GT(server.port(), 0) << server.err();
+    EXPECT_GT(on_disk(server), 0);
+    second = ask(server);
+  }
+  std::filesystem::remove_all(dir);
+  EXPECT_EQ(At(first, "usage.prompt_tokens_details.cached_tokens"), Json(0));
+  EXPECT_GT(At(second, "usage.prompt_tokens_details.cached_tokens").as_int(), 1024);
+  EXPECT_EQ(At(first, "choices"), At(second, "choices")) << "tokens and their probabilities";
 }
 
 TEST(ServeCommandTest, APortInUseIsOneLineAndStatusOne) {

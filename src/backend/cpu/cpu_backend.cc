@@ -40,6 +40,11 @@ std::string CpuBackend::description() const {
                 pool_.num_threads() == 1 ? " thread" : " threads");
 }
 
+// The number of threads changes no bit.
+std::string CpuBackend::kv_signature() const {
+  return StrCat("cpu, ", Name(isa_));
+}
+
 Result<Buffer> CpuBackend::Allocate(size_t bytes) {
   if (bytes == 0) return Buffer{};
   if (bytes > kAddressSpace) {

@@ -24,6 +24,7 @@ class CpuBackend final : public Backend {
 
   std::string name() const override { return "cpu"; }
   std::string description() const override;
+  std::string kv_signature() const override;
   int num_threads() const { return pool_.num_threads(); }
 
   // cpu_backend.cc

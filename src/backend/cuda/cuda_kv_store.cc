@@ -229,6 +229,24 @@ void CudaKvStore::CopyPage(Way way, PageId from, PageId to, int num_tokens) {
   }
 }
 
+Status CudaKvStore::ReadPage(Way way, PageId page, std::span<std::byte> bytes) const {
+  const Region& region = regions_[Index(way)];
+  const std::byte* base = reinterpret_cast<std::byte*>(region.base);  // NOLINT: a device address
+  LS_CUDA(cudaMemcpyAsync(bytes.data(), base + static_cast<size_t>(page) * region.page_stride,
+                          bytes.size(), cudaMemcpyDeviceToHost, stream_));
+  LS_CUDA(cudaStreamSynchronize(stream_));
+  return Status();
+}
+
+Status CudaKvStore::WritePage(Way way, PageId page, std::span<const std::byte> bytes) {
+  const Region& region = regions_[Index(way)];
+  std::byte* base = reinterpret_cast<std::byte*>(region.base);  // NOLINT: a device address
+  LS_CUDA(cudaMemcpyAsync(base + static_cast<size_t>(page) * region.page_stride, bytes.data(),
+                          bytes.size(), cudaMemcpyHostToDevice, stream_));
+  LS_CUDA(cudaStreamSynchronize(stream_));
+  return Status();
+}
+
 namespace {
 
 // A map of bf16 elements whose boxes are swizzled rows of 64. `strides`: in bytes, of all

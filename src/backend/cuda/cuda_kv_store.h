@@ -30,6 +30,9 @@ class CudaKvStore : public KvStore {
   void Decommit(Way way, PageId first, int count) override;
   void CopyPage(Way way, PageId from, PageId to, int num_tokens) override;
 
+  Status ReadPage(Way way, PageId page, std::span<std::byte> bytes) const override;
+  Status WritePage(Way way, PageId page, std::span<const std::byte> bytes) override;
+
   // A layer's bf16 pages as TMA sees them; nullptr where HasSm90Prefill() is false.
   Result<const PrefillMaps*> Maps(int layer) const;
 
