@@ -42,6 +42,9 @@ struct Sequence {
   // Memory of the page lists, allocated at the first decode step that is sparse.
   Buffer selection_memory;
   SelectionState selection;
+  // The lists as the host last read them, after a selection; empty: not yet. As SelectionTable.
+  std::vector<int> selected_num_runs;
+  std::vector<PageRun> selected_runs;
 
   Stopwatch since_added;
   double first_token_ms = 0;
