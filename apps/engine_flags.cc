@@ -107,6 +107,8 @@ void AddMemoryFlags(FlagSet& flags, EngineFlags& out) {
                "instruction set of the CPU kernels; for comparisons");
   flags.Choice("--cuda-kernels", config.kernels, {"auto", "sm80", "sm90"},
                "attention kernels of a GPU; auto: the newest it has. For comparisons");
+  flags.Choice("--cuda-graphs", config.cuda_graphs, {"on", "off"},
+               "replay decode steps of a GPU as CUDA graphs. For comparisons");
   flags.Number("--gpu-memory-utilization,--mem-fraction-static", config.gpu_memory_utilization, 0,
                1, "SHARE",
                "share of a GPU's memory that may be filled; the KV cache takes what weights and "

@@ -24,6 +24,8 @@ struct EngineConfig {
   std::string cpu_isa = "auto";
   // Attention kernels of a GPU: auto (the newest it has), sm80, sm90; for comparisons.
   std::string kernels = "auto";
+  // on, off: a GPU replays decode steps as CUDA graphs; off for comparisons, results are the same.
+  std::string cuda_graphs = "on";
 
   // Defaults of requests that bring no settings of their own.
   AttentionSettings attention;

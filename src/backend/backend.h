@@ -4,6 +4,7 @@
 // only.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -45,6 +46,13 @@ class Backend {
   // requests) keep their addresses and contents, so that a device copies each of them once and not
   // for every layer. Without any call, each op's arrays are its own.
   virtual void BeginStep() {}
+
+  // Runs `ops`, which calls ops of this backend and reads nothing that they compute, after
+  // BeginStep(). Whoever runs the same ops step after step, with other contents of the host arrays,
+  // calls them here: a device may then replay what it has queued before instead of queueing it
+  // again. `ops` may be called more than once and must make the same calls each time. Not for
+  // SelectTiles and PrefillAttention, whose work differs in every step.
+  virtual Status RunStep(const std::function<Status()>& ops) { return ops(); }
 
   // Makes constant host bytes (a mapped tensor) readable by ops. Host backends share them, so
   // `bytes` must outlive the buffer.

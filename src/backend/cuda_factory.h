@@ -11,8 +11,10 @@
 
 namespace lserve {
 
-// `kernels`: auto, sm80 or sm90. kUnsupported for a GPU that is too old, or in a build without
-// CUDA.
-Result<std::unique_ptr<Backend>> MakeCudaBackend(const GpuInfo& gpu, const std::string& kernels);
+// `kernels`: auto, sm80 or sm90. `use_graphs`: decode steps are replayed as CUDA graphs.
+// kUnsupported for a GPU that is too old, or in a build without CUDA.
+Result<std::unique_ptr<Backend>> MakeCudaBackend(const GpuInfo& gpu,
+                                                 const std::string& kernels,
+                                                 bool use_graphs);
 
 }  // namespace lserve

@@ -4,7 +4,8 @@
 namespace lserve {
 
 Result<std::unique_ptr<Backend>> MakeCudaBackend(const GpuInfo& /*gpu*/,
-                                                 const std::string& /*kernels*/) {
+                                                 const std::string& /*kernels*/,
+                                                 bool /*use_graphs*/) {
   return ProbeGpus().status();
 }
 

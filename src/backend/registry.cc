@@ -13,11 +13,12 @@ namespace lserve {
 namespace {
 
 // `device` is cuda or cuda:N.
-Result<std::unique_ptr<Backend>> MakeCuda(const std::string& device, const std::string& kernels) {
+Result<std::unique_ptr<Backend>> MakeCuda(const std::string& device, const BackendConfig& config) {
   const std::vector<GpuInfo> gpus = LS_TRY(ProbeGpus());
   const std::string number = device == "cuda" ? "0" : device.substr(std::string("cuda:").size());
   for (const GpuInfo& gpu : gpus) {
-    if (StrCat(gpu.index) == number) return MakeCudaBackend(gpu, kernels);
+    if (StrCat(gpu.index) == number)
+      return MakeCudaBackend(gpu, config.kernels, config.cuda_graphs);
   }
   return Status(Code::kNotFound, StrCat("--device ", device, ": this machine has ", gpus.size(),
                                         " GPU(s), expected cuda:0 to cuda:", gpus.size() - 1));
@@ -30,7 +31,7 @@ Result<std::unique_ptr<Backend>> MakeBackend(const BackendConfig& config) {
     return std::unique_ptr<Backend>(std::make_unique<ReferenceBackend>());
   }
   if (config.device == "auto" && BuiltWithCuda()) {
-    Result<std::unique_ptr<Backend>> cuda = MakeCuda("cuda", config.kernels);
+    Result<std::unique_ptr<Backend>> cuda = MakeCuda("cuda", config);
     // No GPU, or one that is too old; anything else is a GPU that should work and does not.
     const Code code = cuda.status().code();
     if (cuda.ok() || (code != Code::kNotFound && code != Code::kUnsupported)) return cuda;
@@ -49,7 +50,7 @@ Result<std::unique_ptr<Backend>> MakeBackend(const BackendConfig& config) {
     return std::unique_ptr<Backend>(std::move(backend));
   }
   if (config.device == "cuda" || config.device.starts_with("cuda:")) {
-    return MakeCuda(config.device, config.kernels);
+    return MakeCuda(config.device, config);
   }
   return Status(Code::kInvalidArgument,
                 StrCat("--device ", config.device, ": expected auto, cpu or cuda[:N]"));

@@ -14,6 +14,7 @@ struct BackendConfig {
   int num_threads = 0;           // 0: every core this process may use
   std::string cpu_isa = "auto";  // auto, generic, avx2, avx512, avx512bf16
   std::string kernels = "auto";  // of a GPU: auto, sm80, sm90
+  bool cuda_graphs = true;       // decode steps are replayed as CUDA graphs
 };
 
 Result<std::unique_ptr<Backend>> MakeBackend(const BackendConfig& config);

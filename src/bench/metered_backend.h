@@ -52,6 +52,7 @@ class MeteredBackend final : public Backend {
   Status CopyToHost(void* host, const void* device, size_t bytes) override;
   std::optional<DeviceMemory> Memory() const override { return inner_->Memory(); }
   void BeginStep() override { inner_->BeginStep(); }
+  Status RunStep(const std::function<Status()>& ops) override { return inner_->RunStep(ops); }
   Result<Buffer> ImportConstant(std::span<const std::byte> bytes) override;
   KvHeadBytes kv_head_bytes(DType dtype, int head_dim) const override;
   Result<std::unique_ptr<KvStore>> MakeKvStore(const KvLayout& layout,

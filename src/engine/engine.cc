@@ -62,8 +62,7 @@ class Engine::Impl {
                    config_.max_num_batched_tokens,
                    config_.max_decode_gap_ms),
         audited_requests_(config_.audit_rate),
-        audited_steps_(config_.audit_rate),
-        host_logits_(static_cast<size_t>(parts_.model_config.vocab_size)) {}
+        audited_steps_(config_.audit_rate) {}
 
   Status Check(const Request& request) const;
   Result<RequestId> Add(Request request);
@@ -85,6 +84,7 @@ class Engine::Impl {
     bool decodes = false;
     DecodeDecision decision;
     std::unique_ptr<StepAudit> audit;  // null: this step is not audited
+    bool draws = false;                // a token follows from the logits of its last row
   };
 
   Status CheckRequest(const Request& request, const AttentionSettings& attention) const;
@@ -110,13 +110,20 @@ class Engine::Impl {
   Result<std::optional<std::vector<float>>> ShadowPass(const Member& member);
   void SetObserver();
   Result<HostLists> CopyLists(const SelectionTable& table, int entries) const;
+  // The lists that a decode step of `member` read: copied after a selection, then kept.
+  Result<SelectionTable> DecodeLists(const Member& member,
+                                     const SelectionTable& table,
+                                     int entries) const;
   Status CountWork(const Member& member, Sequence* sequence);
   Status EmitPromptLogits(const Member& member);
   Status AfterForward(const Member& member);
   // Gives the tree what a step has added to a prompt, from position `first` on.
   void KeepPrefix(const Sequence& sequence, int64_t first);
-  Result<RequestEvent> Finalize(const Member& member);
-  Status DrawToken(const Member& member, RequestEvent* event);
+  // Copies the logits of the members from `first` on that draw a token, for as many as one call
+  // gives, and says which members those are.
+  Status LoadLogits(size_t first);
+  Result<RequestEvent> Finalize(size_t index);
+  Status DrawToken(const Member& member, std::span<float> logits, RequestEvent* event);
   void Finish(Sequence* sequence, FinishReason reason, RequestEvent* event);
   void FillStats(const Sequence& sequence, RequestStats* stats) const;
   std::vector<RequestEvent> TakeCancelled();
@@ -128,8 +135,10 @@ class Engine::Impl {
   RequestId next_id_ = 1;
   Batch batch_;
   std::vector<Member> members_;
-  Buffer tile_list_memory_;         // of the plan's prefill lists
-  std::vector<float> host_logits_;  // [vocab], or [kLogitRows, vocab] for prompt logits
+  Buffer tile_list_memory_;            // of the plan's prefill lists
+  std::vector<float> host_logits_;     // [logit_members_.size(), vocab]
+  std::vector<size_t> logit_members_;  // whose they are
+  std::vector<float> prompt_logits_;   // [kLogitRows, vocab], for those who ask
 };
 
 Status Engine::Impl::CheckRequest(const Request& request,
@@ -323,7 +332,8 @@ Status Engine::Impl::BuildBatch(const std::vector<Scheduled>& step) {
                             .first_position = first},
                   .decodes = !sequence->in_prompt(),
                   .decision = {},
-                  .audit = {}};
+                  .audit = {},
+                  .draws = first + scheduled.num_tokens >= sequence->num_known_tokens()};
     for (int i = 0; i < scheduled.num_tokens; ++i)
       batch_.tokens.push_back(sequence->token_at(first + i));
     batch_.ranges.push_back(member.range);
@@ -476,6 +486,21 @@ Result<Engine::Impl::HostLists> Engine::Impl::CopyLists(const SelectionTable& ta
   return lists;
 }
 
+Result<SelectionTable> Engine::Impl::DecodeLists(const Member& member,
+                                                 const SelectionTable& table,
+                                                 int entries) const {
+  Sequence* sequence = member.scheduled.sequence;
+  if (member.decision.selects || sequence->selected_num_runs.empty()) {
+    HostLists lists = LS_TRY(CopyLists(table, entries));
+    sequence->selected_num_runs = std::move(lists.num_runs);
+    sequence->selected_runs = std::move(lists.runs);
+  }
+  return SelectionTable{.capacity = table.capacity,
+                        .max_pages = table.max_pages,
+                        .num_runs = sequence->selected_num_runs.data(),
+                        .runs = sequence->selected_runs.data()};
+}
+
 Status Engine::Impl::CountWork(const Member& member, Sequence* sequence) {
   const KvLayout& layout = parts_.store->layout();
   const PagePlan& plan = member.decodes ? batch_.decode : batch_.prefill;
@@ -505,10 +530,10 @@ Status Engine::Impl::CountWork(const Member& member, Sequence* sequence) {
           static_cast<double>(PagesVisited(row, plan.RunsOf(row, 0)) * entries);
       continue;
     }
-    const HostLists host =
-        LS_TRY(CopyLists(plan.selections[static_cast<size_t>(row.selection)], entries));
+    const SelectionTable lists =
+        LS_TRY(DecodeLists(member, plan.selections[static_cast<size_t>(row.selection)], entries));
     for (int entry = 0; entry < entries; ++entry) {
-      sequence->pages_visited += static_cast<double>(PagesVisited(row, host.table.list(entry)));
+      sequence->pages_visited += static_cast<double>(PagesVisited(row, lists.list(entry)));
     }
   }
   if (!member.decodes) return Status();
@@ -529,12 +554,12 @@ Status Engine::Impl::EmitPromptLogits(const Member& member) {
     rows.clear();
     for (int i = 0; i < count; ++i) rows.push_back(member.range.first_row + first + i);
     const ConstMatrix logits = LS_TRY(parts_.model->Logits(rows));
-    host_logits_.resize(static_cast<size_t>(LlamaModel::kLogitRows * vocab));
-    LS_TRY(parts_.backend->CopyToHost(host_logits_.data(), logits.data,
+    prompt_logits_.resize(static_cast<size_t>(LlamaModel::kLogitRows * vocab));
+    LS_TRY(parts_.backend->CopyToHost(prompt_logits_.data(), logits.data,
                                       static_cast<size_t>(count * vocab) * sizeof(float)));
     LS_TRY(sequence.request.on_prompt_logits(
         member.range.first_position + first,
-        ConstMatrix(host_logits_.data(), DType::kF32, count, vocab, vocab)));
+        ConstMatrix(prompt_logits_.data(), DType::kF32, count, vocab, vocab)));
   }
   return Status();
 }
@@ -583,17 +608,26 @@ void Engine::Impl::KeepPrefix(const Sequence& sequence, int64_t first) {
   }
 }
 
-Status Engine::Impl::DrawToken(const Member& member, RequestEvent* event) {
+Status Engine::Impl::LoadLogits(size_t first) {
+  std::vector<int32_t> rows;
+  logit_members_.clear();
+  for (size_t i = first; i < members_.size() && rows.size() < LlamaModel::kLogitRows; ++i) {
+    if (!members_[i].draws) continue;
+    rows.push_back(members_[i].range.first_row + members_[i].range.num_rows - 1);
+    logit_members_.push_back(i);
+  }
+  const ConstMatrix logits = LS_TRY(parts_.model->Logits(rows));
+  host_logits_.resize(rows.size() * static_cast<size_t>(parts_.model_config.vocab_size));
+  return parts_.backend->CopyToHost(host_logits_.data(), logits.data,
+                                    host_logits_.size() * sizeof(float));
+}
+
+Status Engine::Impl::DrawToken(const Member& member, std::span<float> logits, RequestEvent* event) {
   Sequence* sequence = member.scheduled.sequence;
-  const int32_t row = member.range.first_row + member.range.num_rows - 1;
-  const ConstMatrix logits = LS_TRY(parts_.model->Logits({&row, 1}));
-  host_logits_.resize(static_cast<size_t>(parts_.model_config.vocab_size));
-  LS_TRY(parts_.backend->CopyToHost(host_logits_.data(), logits.data,
-                                    host_logits_.size() * sizeof(float)));
-  if (sequence->request.on_token_logits) sequence->request.on_token_logits(host_logits_);
+  if (sequence->request.on_token_logits) sequence->request.on_token_logits(logits);
   if (member.audit != nullptr) {
     AuditStats step;
-    member.audit->Finish(host_logits_, &step);
+    member.audit->Finish(logits, &step);
     sequence->stats.audit.Add(step);
     audit_.Add(step);
   }
@@ -603,17 +637,16 @@ Status Engine::Impl::DrawToken(const Member& member, RequestEvent* event) {
     constexpr float kNever = -std::numeric_limits<float>::infinity();
     const auto forbid = [&](const std::vector<int32_t>& ids) {
       for (const int32_t id : ids) {
-        if (id >= 0 && static_cast<size_t>(id) < host_logits_.size())
-          host_logits_[static_cast<size_t>(id)] = kNever;
+        if (id >= 0 && static_cast<size_t>(id) < logits.size())
+          logits[static_cast<size_t>(id)] = kNever;
       }
     };
     forbid(parts_.model_config.eos_token_ids);
     forbid(sequence->request.stop_token_ids);
   }
-  if (sequence->request.constraint != nullptr)
-    LS_TRY(sequence->request.constraint->Mask(host_logits_));
+  if (sequence->request.constraint != nullptr) LS_TRY(sequence->request.constraint->Mask(logits));
   const int32_t token =
-      is_forced ? forced[sequence->answer.size()] : LS_TRY(sequence->sampler.Sample(host_logits_));
+      is_forced ? forced[sequence->answer.size()] : LS_TRY(sequence->sampler.Sample(logits));
   sequence->answer.push_back(token);
   event->token = token;
   sequence->last_token_ms = sequence->since_added.milliseconds();
@@ -644,15 +677,26 @@ Status Engine::Impl::DrawToken(const Member& member, RequestEvent* event) {
   return Status();
 }
 
-Result<RequestEvent> Engine::Impl::Finalize(const Member& member) {
+Result<RequestEvent> Engine::Impl::Finalize(size_t index) {
+  const Member& member = members_[index];
   Sequence* sequence = member.scheduled.sequence;
   RequestEvent event{.id = sequence->id};
   Status status;
   if (!member.decodes && sequence->request.on_prompt_logits) status = EmitPromptLogits(member);
+  // Before anything waits for the device: the members' logits in one product, which reads the
+  // weight once.
+  if (member.draws &&
+      std::find(logit_members_.begin(), logit_members_.end(), index) == logit_members_.end()) {
+    LS_TRY(LoadLogits(index));
+  }
   LS_TRY(AfterForward(member));
   event.prefill_done = std::min(sequence->computed_tokens, sequence->prompt_size());
-  if (status.ok() && !sequence->in_prompt() && !sequence->replays())
-    status = DrawToken(member, &event);
+  if (status.ok() && member.draws) {
+    const size_t vocab = static_cast<size_t>(parts_.model_config.vocab_size);
+    const auto at = std::find(logit_members_.begin(), logit_members_.end(), index);
+    const size_t row = static_cast<size_t>(at - logit_members_.begin());
+    status = DrawToken(member, std::span(host_logits_).subspan(row * vocab, vocab), &event);
+  }
   if (status.code() == Code::kDeviceLost) return status;
   if (!status.ok()) {
     event.error = status;
@@ -700,7 +744,8 @@ Result<std::vector<RequestEvent>> Engine::Impl::Step() {
   LS_TRY(BeginAudits());
   SetObserver();
   LS_TRY(parts_.model->Forward(batch_, parts_.store.get()));
-  for (const Member& member : members_) events.push_back(LS_TRY(Finalize(member)));
+  logit_members_.clear();
+  for (size_t i = 0; i < members_.size(); ++i) events.push_back(LS_TRY(Finalize(i)));
   scheduler_.RecordStep(step, watch.milliseconds());  // reads no sequence: some are gone
   return events;
 }

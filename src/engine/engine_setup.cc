@@ -274,7 +274,8 @@ Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) 
   parts.backend = LS_TRY(MakeBackend({.device = config.device,
                                       .num_threads = config.num_threads,
                                       .cpu_isa = config.cpu_isa,
-                                      .kernels = config.kernels}));
+                                      .kernels = config.kernels,
+                                      .cuda_graphs = config.cuda_graphs == "on"}));
   config.max_num_batched_tokens = StepTokens(given, *parts.backend, &warnings);
   parts.config = config;
   const std::string note = parts.backend->format_note(weight_format);

@@ -51,6 +51,9 @@ struct Sequence {
   // Memory of the page lists, allocated at the first decode step that is sparse.
   Buffer selection_memory;
   SelectionState selection;
+  // The lists as the host last read them, after a selection; empty: not yet. As SelectionTable.
+  std::vector<int> selected_num_runs;
+  std::vector<PageRun> selected_runs;
 
   Stopwatch since_added;
   double first_token_ms = 0;
@@ -67,10 +70,9 @@ struct Sequence {
   }
   int64_t prompt_size() const { return static_cast<int64_t>(request.prompt.size()); }
   bool in_prompt() const { return cache.num_tokens() < prompt_size(); }
+  int64_t num_known_tokens() const { return prompt_size() + static_cast<int64_t>(answer.size()); }
   // Computes known tokens of its answer again, since it was preempted.
-  bool replays() const {
-    return cache.num_tokens() < prompt_size() + static_cast<int64_t>(answer.size());
-  }
+  bool replays() const { return cache.num_tokens() < num_known_tokens(); }
   // The token at position cache.num_tokens(), the next to be computed.
   int32_t token_at(int64_t position) const {
     return position < prompt_size() ? request.prompt[static_cast<size_t>(position)]

@@ -106,6 +106,13 @@ Status LlamaModel::Forward(const Batch& batch, KvStore* store) {
   LS_CHECK_LE(rows_, max_rows_);
   backend_->BeginStep();
   LS_TRY(FillAngles(batch));
+  // Decode steps are alike; an observer reads between ops.
+  const bool repeats = batch.prefill.rows.empty() && batch.tile_selects.empty() && !batch.observe;
+  const auto layers = [&] { return Layers(batch, store); };
+  return repeats ? backend_->RunStep(layers) : layers();
+}
+
+Status LlamaModel::Layers(const Batch& batch, KvStore* store) {
   LS_TRY(backend_->GatherRows(
       {.table = weights_.embedding, .indices = batch.tokens, .out = Rows(hidden_, rows_)}));
   for (int layer = 0; layer < static_cast<int>(config_.num_layers); ++layer) {

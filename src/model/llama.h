@@ -62,6 +62,7 @@ class LlamaModel {
   Status AllocateWorkspace(int max_rows);
   Result<Matrix> NewMatrix(int64_t rows, int64_t cols);
   Status FillAngles(const Batch& batch);
+  Status Layers(const Batch& batch, KvStore* store);
   Status Attention(const Batch& batch, int layer, KvStore* store);
   Status Mlp(int layer);
 

@@ -144,6 +144,7 @@ TEST_P(LinearParity, EqualsTheReference) {
                        {3, 63, 65},
                        {17, 130, 31},
                        {5, 1031, 70},
+                       {9, 2056, 40},
                        {130, 65, 129},
                        {321, 20, 7}}) {
     for (const bool extras : {false, true}) {
@@ -163,7 +164,7 @@ TEST_P(LinearParity, EqualsTheReferenceForAnyNumberOfRows) {
     GTEST_SKIP() << "no quantised weights on the GPU";
   const std::unique_ptr<Backend> backend = Make(subject());
   const std::unique_ptr<Backend> reference = Make(Subjects().front());
-  for (const int64_t rows : {1, 2, 3, 4, 5, 6, 7, 64, 513}) {
+  for (const int64_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 16, 31, 33, 64, 513}) {
     for (const int64_t in : {128, 300, 641}) {
       const LinearCase c = {.rows = rows, .in = in, .out = rows > 64 ? 67 : 130, .bias = true};
       SCOPED_TRACE(StrCat(c.rows, " x ", c.in, " x ", c.out));
@@ -181,7 +182,9 @@ TEST_P(LinearParity, BitsOfFewRowsDependOnTheRowAlone) {
   if (type().is_quantised()) GTEST_SKIP() << "no quantised weights on the GPU";
   const std::unique_ptr<Backend> backend = Make(subject());
   for (const int64_t in : {97, 512}) {
-    const LinearCase c = {.rows = 8, .in = in, .out = 70, .bias = true, .accumulate = true};
+    // bf16 in whole vectors: tiles of tensor cores, up to 32 rows.
+    const int64_t most = type().stored == DType::kBf16 && in % 8 == 0 ? 32 : 8;
+    const LinearCase c = {.rows = most, .in = in, .out = 70, .bias = true, .accumulate = true};
     const LinearHarness linear(*backend, type(), c);
     const std::vector<float> all = linear.Run();
     for (int64_t rows = 1; rows <= c.rows; ++rows) {

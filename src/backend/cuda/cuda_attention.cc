@@ -15,6 +15,14 @@ namespace {
 // Scratch of one round of SelectTiles; more slots, then more requests take more rounds.
 constexpr size_t kMaxTileScratchBytes = size_t{512} << 20;
 
+// Sizes of grids and of scratch grow in steps, so that a step's graph serves the next ones too;
+// blocks beyond what a row needs end at once.
+int RoundUpPages(int pages) {
+  constexpr int kStep = 64;
+  static_assert(kMaxDecodePages % kStep == 0);
+  return (pages + kStep - 1) / kStep * kStep;
+}
+
 // Pages a row reads; of a selected list, whose length only the device knows, `selected`.
 int NumPages(const PagePlan& plan, const PlanRow& row, int selected) {
   int pages = row.newest.last - row.newest.first;
@@ -167,6 +175,10 @@ Status CudaBackend::AppendKv(const AppendKvParams& params) {
   args.num_pieces = static_cast<int>(pieces.size());
   args.k = View(params.k);
   args.v = View(params.v);
+  if (Noted(&store, params.layer, args.sequences, args.pieces, args.num_pieces, args.k.data,
+            args.k.stride, args.v.data)) {
+    return Status();
+  }
   LS_CUDA(LaunchAppendKv(args, stream_));
   return Status();
 }
@@ -196,6 +208,7 @@ Result<AttentionArgs> CudaBackend::MakeAttentionArgs(const AttentionParams& para
 }
 
 Status CudaBackend::PrefillAttention(const AttentionParams& params) {
+  LS_CHECK(!tracing_) << "prefill in RunStep";
   for (const PlanRow& row : params.plan->rows) LS_CHECK_LE(row.num_queries, kTileTokens);
   const AttentionArgs args = LS_TRY(MakeAttentionArgs(params));
   if (kernels_ == CudaKernels::kSm90) {
@@ -212,6 +225,7 @@ Status CudaBackend::PrefillAttention(const AttentionParams& params) {
 }
 
 Status CudaBackend::DecodeAttention(const AttentionParams& params) {
+  const auto& store = static_cast<const CudaKvStore&>(*params.store);
   const PagePlan& plan = *params.plan;
   DecodeLimits limits;
   for (const PlanRow& row : plan.rows) {
@@ -219,8 +233,15 @@ Status CudaBackend::DecodeAttention(const AttentionParams& params) {
     limits.num_queries = std::max(limits.num_queries, row.num_queries);
     limits.num_pages = std::max(limits.num_pages, MostPages(plan, row));
   }
+  limits.num_pages = RoundUpPages(limits.num_pages);
   const AttentionArgs args = LS_TRY(MakeAttentionArgs(params));
   std::byte* partials = LS_TRY(attention_scratch_.Get(DecodePartialBytes(args, limits), stream_));
+  if (Noted(&store, params.layer, args.plan.rows, args.plan.runs, args.plan.selections,
+            args.plan.num_rows, args.sequences, args.q.data, args.q.stride, args.out.data,
+            args.out.stride, args.scale, args.layer.group, limits.num_queries, limits.num_pages,
+            partials)) {
+    return Status();
+  }
   LS_CUDA(LaunchDecodeAttention(args, limits, partials, stream_));
   return Status();
 }
@@ -244,6 +265,8 @@ Status CudaBackend::SelectPages(const SelectPagesParams& params) {
     args.max_candidates = std::max(args.max_candidates, last - first);
     args.max_pages = std::max(args.max_pages, request.num_pages);
   }
+  args.max_candidates = RoundUpPages(args.max_candidates);
+  args.max_pages = RoundUpPages(args.max_pages);
   args.sequences = LS_TRY(UploadSequences(params.sequences));
   args.requests =
       LS_TRY(uploads_.Upload(std::span<const PageSelect>(requests), params.requests.data()));
@@ -252,12 +275,18 @@ Status CudaBackend::SelectPages(const SelectPagesParams& params) {
   args.scale = params.scale;
   args.scores = reinterpret_cast<float*>(
       LS_TRY(attention_scratch_.Get(SelectPagesScratchBytes(args), stream_)));
+  if (Noted(&store, params.layer, args.sequences, args.requests, args.num_requests,
+            args.max_candidates, args.max_pages, args.q.data, args.q.stride, args.scale,
+            args.layer.group, args.scores)) {
+    return Status();
+  }
   LS_CUDA(LaunchSelectPages(args, stream_));
   return Status();
 }
 
 Status CudaBackend::SelectTiles(const SelectTilesParams& params) {
   const auto& store = static_cast<const CudaKvStore&>(*params.store);
+  LS_CHECK(!tracing_) << "prefill in RunStep";
   uploads_.BeginOp();
   SelectTilesArgs args = {
       .layer = store.View(params.layer, Group(store.layout(), params.num_q_heads)),

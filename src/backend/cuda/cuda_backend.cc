@@ -10,18 +10,24 @@
 namespace lserve {
 namespace {
 
+// What cuBLAS asks for on Hopper.
+constexpr size_t kCublasWorkspace = size_t{32} << 20;
+
 size_t RoundUp(size_t bytes, size_t multiple) {
   return (bytes + multiple - 1) / multiple * multiple;
 }
 
 }  // namespace
 
-Result<std::unique_ptr<Backend>> MakeCudaBackend(const GpuInfo& gpu, const std::string& kernels) {
-  return std::unique_ptr<Backend>(LS_TRY(CudaBackend::Make(gpu, kernels)));
+Result<std::unique_ptr<Backend>> MakeCudaBackend(const GpuInfo& gpu,
+                                                 const std::string& kernels,
+                                                 bool use_graphs) {
+  return std::unique_ptr<Backend>(LS_TRY(CudaBackend::Make(gpu, kernels, use_graphs)));
 }
 
 Result<std::unique_ptr<CudaBackend>> CudaBackend::Make(const GpuInfo& gpu,
-                                                       const std::string& kernels) {
+                                                       const std::string& kernels,
+                                                       bool use_graphs) {
   constexpr int kFirstSupported = 8;  // bf16 tensor cores and cp.async
   if (gpu.compute_major < kFirstSupported) {
     return Status(
@@ -42,8 +48,11 @@ Result<std::unique_ptr<CudaBackend>> CudaBackend::Make(const GpuInfo& gpu,
   LS_CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   cublasHandle_t cublas = nullptr;
   LS_CUBLAS(cublasCreate(&cublas));
-  std::unique_ptr<CudaBackend> backend(new CudaBackend(gpu, chosen, stream, cublas));
+  std::unique_ptr<CudaBackend> backend(new CudaBackend(gpu, chosen, use_graphs, stream, cublas));
   LS_CUBLAS(cublasSetStream(cublas, stream));
+  // Its own would be allocated within a graph.
+  backend->cublas_workspace_ = LS_TRY(AllocateOnDevice(kCublasWorkspace));
+  LS_CUBLAS(cublasSetWorkspace(cublas, backend->cublas_workspace_.data.get(), kCublasWorkspace));
   return backend;
 }
 
@@ -111,6 +120,26 @@ Result<std::unique_ptr<KvStore>> CudaBackend::MakeKvStore(const KvLayout& layout
       LS_TRY(CudaKvStore::Make(layout, max_pages, gpu_.index, stream_)));
 }
 
+// The ops are walked twice: first to upload their arrays and to write down what they would launch,
+// then, unless a graph of that exists, to launch it.
+Status CudaBackend::RunStep(const std::function<Status()>& ops) {
+  if (!use_graphs_) return ops();
+  LS_TRY(uploads_.BeginRecord());
+  trace_.Clear();
+  tracing_ = true;
+  const Status traced = ops();
+  tracing_ = false;
+  const bool fits = LS_TRY(uploads_.EndRecord());
+  LS_TRY(traced);
+  if (!fits) return ops();
+  return graphs_.Run(trace_, [&] {
+    uploads_.BeginRepeat();
+    const Status launched = ops();
+    uploads_.EndRepeat();
+    return launched;
+  });
+}
+
 Status CudaBackend::GatherRows(const GatherRowsParams& params) {
   for (const int32_t index : params.indices) {
     LS_CHECK(index >= 0 && index < params.table.rows) << "row " << index;
@@ -118,6 +147,10 @@ Status CudaBackend::GatherRows(const GatherRowsParams& params) {
   uploads_.BeginOp();
   // A step gathers rows of logits in turns from one array, so its address tells nothing.
   const int32_t* indices = LS_TRY(uploads_.UploadAnew(params.indices));
+  if (Noted(params.table.data, params.table.stride, indices, params.indices.size(), params.out.data,
+            params.out.stride)) {
+    return Status();
+  }
   LS_CUDA(LaunchGatherRows(params.table.data, params.table.dtype, params.table.stride, indices,
                            static_cast<int>(params.indices.size()), params.table.cols,
                            View(params.out), stream_));
@@ -125,17 +158,28 @@ Status CudaBackend::GatherRows(const GatherRowsParams& params) {
 }
 
 Status CudaBackend::RmsNorm(const RmsNormParams& params) {
+  if (Noted(params.x.data, params.x.stride, params.weight, params.eps, params.x.rows, params.groups,
+            params.y.data, params.y.stride)) {
+    return Status();
+  }
   LS_CUDA(LaunchRmsNorm(View(params.x), params.weight, params.eps, params.x.rows, params.groups,
                         static_cast<int>(params.x.cols / params.groups), View(params.y), stream_));
   return Status();
 }
 
 Status CudaBackend::SiluMul(const SiluMulParams& params) {
+  if (Noted(params.x.data, params.x.stride, params.x.rows, params.y.data, params.y.stride)) {
+    return Status();
+  }
   LS_CUDA(LaunchSiluMul(View(params.x), params.x.rows, params.y.cols, View(params.y), stream_));
   return Status();
 }
 
 Status CudaBackend::Rope(const RopeParams& params) {
+  if (Noted(params.x.data, params.x.stride, params.x.rows, params.num_heads, params.cos.data,
+            params.sin.data)) {
+    return Status();
+  }
   LS_CUDA(LaunchRope(View(params.x), params.x.rows, params.num_heads, params.head_dim,
                      View(params.cos), View(params.sin), stream_));
   return Status();

@@ -15,6 +15,7 @@
 #include "backend/cuda/device_views.h"
 #include "backend/cuda/host_staging.h"
 #include "backend/cuda/kernels/kernels.h"
+#include "backend/cuda/step_graphs.h"
 #include "backend/cuda_probe.h"
 
 namespace lserve {
@@ -24,7 +25,9 @@ enum class CudaKernels { kSm80, kSm90 };
 
 class CudaBackend : public Backend {
  public:
-  static Result<std::unique_ptr<CudaBackend>> Make(const GpuInfo& gpu, const std::string& kernels);
+  static Result<std::unique_ptr<CudaBackend>> Make(const GpuInfo& gpu,
+                                                   const std::string& kernels,
+                                                   bool use_graphs);
   ~CudaBackend() override;
 
   std::string name() const override { return "cuda"; }
@@ -40,6 +43,7 @@ class CudaBackend : public Backend {
   Status CopyToHost(void* host, const void* device, size_t bytes) override;
   Result<Buffer> ImportConstant(std::span<const std::byte> bytes) override;
   void BeginStep() override { uploads_.BeginStep(); }
+  Status RunStep(const std::function<Status()>& ops) override;
   KvHeadBytes kv_head_bytes(DType dtype, int head_dim) const override;
   Result<std::unique_ptr<KvStore>> MakeKvStore(const KvLayout& layout,
                                                const PageId (&max_pages)[kNumWays]) override;
@@ -66,13 +70,25 @@ class CudaBackend : public Backend {
   Status DecodeAttention(const AttentionParams& params) override;
 
  private:
-  CudaBackend(GpuInfo gpu, CudaKernels kernels, cudaStream_t stream, cublasHandle_t cublas)
+  CudaBackend(
+      GpuInfo gpu, CudaKernels kernels, bool use_graphs, cudaStream_t stream, cublasHandle_t cublas)
       : gpu_(std::move(gpu)),
         kernels_(kernels),
+        use_graphs_(use_graphs),
         stream_(stream),
         cublas_(cublas),
         uploads_(stream),
-        staging_(stream) {}
+        staging_(stream),
+        graphs_(stream) {}
+
+  // Every op that RunStep allows: called when all of its launches' parameters are known. True: the
+  // op is only written down, and launches nothing. `values`: what tells its launches apart.
+  template <class... T>
+  bool Noted(const T&... values) {
+    if (!tracing_) return false;
+    trace_.Add(values...);
+    return true;
+  }
 
   Result<const SequenceView*> UploadSequences(std::span<const SequencePages> sequences);
   Result<AttentionArgs> MakeAttentionArgs(const AttentionParams& params);
@@ -82,10 +98,15 @@ class CudaBackend : public Backend {
 
   GpuInfo gpu_;
   CudaKernels kernels_;
+  bool use_graphs_;
   cudaStream_t stream_;
   cublasHandle_t cublas_;
+  Buffer cublas_workspace_;
   StepUploads uploads_;
-  HostStaging staging_;              // of weights
+  HostStaging staging_;  // of weights
+  StepGraphs graphs_;
+  StepTrace trace_;
+  bool tracing_ = false;
   DeviceScratch linear_scratch_;     // x as bf16, or a weight as float
   DeviceScratch attention_scratch_;  // partial results, scores
 };

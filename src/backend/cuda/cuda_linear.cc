@@ -14,7 +14,9 @@ size_t ScratchBytes(DType dtype, int64_t out_features, int64_t in_features, int6
     case DType::kBf16:
       return static_cast<size_t>(rows * in_features) * sizeof(uint16_t);
     case DType::kF16:
-      return rows > kGemvRows ? static_cast<size_t>(out_features * in_features) * sizeof(float) : 0;
+      return rows > MaxGemvRows(dtype, in_features)
+                 ? static_cast<size_t>(out_features * in_features) * sizeof(float)
+                 : 0;
     default:
       return 0;
   }
@@ -68,12 +70,15 @@ Status CudaBackend::Linear(const LinearParams& params) {
   LS_CHECK_EQ(params.x.cols, params.weight->in_features);
   LS_CHECK_EQ(params.y.cols, params.weight->out_features);
   if (params.x.rows == 0) return Status();
-  return params.x.rows <= kGemvRows ? MultiplyRows(params) : MultiplyMatrix(params);
+  const LinearWeight& w = *params.weight;
+  if (params.x.rows <= MaxGemvRows(w.dtype, w.in_features)) return MultiplyRows(params);
+  return MultiplyMatrix(params);
 }
 
 Status CudaBackend::MultiplyRows(const LinearParams& params) {
   const LinearWeight& w = *params.weight;
   GemvArgs args = {.x = params.x.data,
+                   .x_dtype = DType::kF32,
                    .x_stride = params.x.stride,
                    .weight = w.data.data.get(),
                    .dtype = w.dtype,
@@ -83,13 +88,22 @@ Status CudaBackend::MultiplyRows(const LinearParams& params) {
                    .out_features = w.out_features,
                    .y = {static_cast<float*>(params.y.data), params.y.stride},
                    .accumulate = params.accumulate};
-  if (w.dtype == DType::kBf16) {
-    std::byte* x = LS_TRY(linear_scratch_.Get(LinearScratchBytes(w, params.x.rows), stream_));
-    LS_CUDA(LaunchRoundToBf16({static_cast<const float*>(params.x.data), params.x.stride},
-                              params.x.rows, w.in_features, reinterpret_cast<uint16_t*>(x),
-                              stream_));
-    args.x = x;
+  const ConstMatrixView x = {static_cast<const float*>(params.x.data), params.x.stride};
+  const bool rounds = w.dtype == DType::kBf16 && !GemvRoundsX(x, params.x.rows, w.in_features);
+  std::byte* rounded = nullptr;
+  if (rounds) {
+    rounded = LS_TRY(linear_scratch_.Get(LinearScratchBytes(w, params.x.rows), stream_));
+    args.x = rounded;
+    args.x_dtype = DType::kBf16;
     args.x_stride = w.in_features;
+  }
+  if (Noted(x.data, x.stride, args.x, args.weight, args.rows, args.y.data, args.y.stride,
+            args.accumulate)) {
+    return Status();
+  }
+  if (rounds) {
+    LS_CUDA(LaunchRoundToBf16(x, params.x.rows, w.in_features, reinterpret_cast<uint16_t*>(rounded),
+                              stream_));
   }
   LS_CUDA(LaunchGemv(args, stream_));
   return Status();
@@ -104,6 +118,10 @@ Status CudaBackend::MultiplyMatrix(const LinearParams& params) {
   float* y = static_cast<float*>(params.y.data);
   const int y_stride = static_cast<int>(params.y.stride);
   std::byte* scratch = LS_TRY(linear_scratch_.Get(LinearScratchBytes(w, params.x.rows), stream_));
+  if (Noted(params.x.data, params.x.stride, scratch, w.data.data.get(), n, y, y_stride,
+            params.accumulate)) {
+    return Status();
+  }
   if (w.dtype == DType::kBf16) {
     LS_CUDA(LaunchRoundToBf16({static_cast<const float*>(params.x.data), params.x.stride},
                               params.x.rows, w.in_features, reinterpret_cast<uint16_t*>(scratch),

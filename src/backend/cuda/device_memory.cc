@@ -1,6 +1,7 @@
 #include "backend/cuda/device_memory.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "backend/cuda/cuda_status.h"
 #include "base/strings.h"
@@ -10,6 +11,8 @@ namespace {
 
 constexpr size_t kUploadAlignment = 256;
 constexpr size_t kUploadBlock = size_t{4} << 20;
+// Of recorded steps: the page tables of 64 sequences of 128K tokens are 1 MiB.
+constexpr size_t kFixedBytes = size_t{8} << 20;
 
 }  // namespace
 
@@ -58,8 +61,57 @@ const void* StepUploads::Find(const void* key) const {
   return found == copies_.end() ? nullptr : found->second;
 }
 
+StepUploads::~StepUploads() {
+  if (copied_ != nullptr) static_cast<void>(cudaEventDestroy(copied_));
+  if (staging_ != nullptr) static_cast<void>(cudaFreeHost(staging_));
+}
+
+Status StepUploads::BeginRecord() {
+  if (staging_ == nullptr) {
+    fixed_ = LS_TRY(AllocateOnDevice(kFixedBytes));
+    LS_CUDA(cudaEventCreateWithFlags(&copied_, cudaEventDisableTiming));
+    void* staging = nullptr;
+    LS_CUDA(cudaHostAlloc(&staging, kFixedBytes, cudaHostAllocDefault));
+    staging_ = static_cast<std::byte*>(staging);
+  }
+  LS_CUDA(cudaEventSynchronize(copied_));
+  mode_ = Mode::kRecord;
+  copies_.clear();
+  fixed_offset_ = 0;
+  return Status();
+}
+
+Result<bool> StepUploads::EndRecord() {
+  mode_ = Mode::kCopy;
+  copies_.clear();
+  if (fixed_offset_ > kFixedBytes) return false;
+  if (fixed_offset_ == 0) return true;
+  LS_CUDA(
+      cudaMemcpyAsync(fixed_.data.get(), staging_, fixed_offset_, cudaMemcpyHostToDevice, stream_));
+  LS_CUDA(cudaEventRecord(copied_, stream_));
+  return true;
+}
+
+void StepUploads::BeginRepeat() {
+  mode_ = Mode::kRepeat;
+  copies_.clear();
+  fixed_offset_ = 0;
+}
+
+void StepUploads::EndRepeat() {
+  mode_ = Mode::kCopy;
+  copies_.clear();
+}
+
 Result<const void*> StepUploads::CopyBytes(const void* values, size_t bytes) {
   if (bytes == 0) return static_cast<const void*>(nullptr);
+  if (mode_ != Mode::kCopy) {
+    const size_t at = fixed_offset_;
+    fixed_offset_ += (bytes + kUploadAlignment - 1) / kUploadAlignment * kUploadAlignment;
+    if (fixed_offset_ > kFixedBytes) return static_cast<const void*>(fixed_.data.get());
+    if (mode_ == Mode::kRecord) std::memcpy(staging_ + at, values, bytes);
+    return static_cast<const void*>(fixed_.as<std::byte>() + at);
+  }
   while (block_ < blocks_.size() && offset_ + bytes > blocks_[block_].bytes) {
     ++block_;
     offset_ = 0;

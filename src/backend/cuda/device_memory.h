@@ -33,9 +33,22 @@ class DeviceScratch {
 // step: there an array that was copied is not copied again, whichever op and layer asks for it. In
 // a step the arrays keep their address and content (Backend::BeginStep). The copies are ordered on
 // the stream, so memory may be used again while earlier kernels still run.
+//
+// For a step whose ops are called twice (StepGraphs): between BeginRecord() and EndRecord() arrays
+// are gathered in pinned memory, for one copy to a fixed place; after BeginRepeat() the same calls
+// get the same addresses and copy nothing. The order and sizes of the arrays decide the addresses.
 class StepUploads {
  public:
   explicit StepUploads(cudaStream_t stream) : stream_(stream) {}
+  ~StepUploads();
+  StepUploads(const StepUploads&) = delete;
+  StepUploads& operator=(const StepUploads&) = delete;
+
+  Status BeginRecord();
+  // False: the arrays are too large for the fixed place, and addresses given since are no good.
+  Result<bool> EndRecord();
+  void BeginRepeat();
+  void EndRepeat();
 
   void BeginStep();
   // Outside of a step: forgets the copies of the last op.
@@ -60,6 +73,8 @@ class StepUploads {
   const void* Find(const void* key) const;
 
  private:
+  enum class Mode { kCopy, kRecord, kRepeat };
+
   Result<const void*> CopyBytes(const void* values, size_t bytes);
 
   cudaStream_t stream_;
@@ -68,6 +83,12 @@ class StepUploads {
   std::vector<Buffer> blocks_;
   size_t block_ = 0;   // in use
   size_t offset_ = 0;  // first free byte of it
+
+  Mode mode_ = Mode::kCopy;
+  Buffer fixed_;                  // the place of recorded arrays
+  std::byte* staging_ = nullptr;  // pinned, as large as fixed_
+  cudaEvent_t copied_ = nullptr;  // staging_ may be written again
+  size_t fixed_offset_ = 0;
 };
 
 }  // namespace lserve

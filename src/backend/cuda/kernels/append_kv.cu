@@ -6,6 +6,7 @@
 //   [D][tokens], until all tokens are there, since rows of V^T are written along tokens.
 #include "backend/cuda/kernels/kernels.h"
 #include "backend/cuda/kernels/kv_part.cuh"
+#include "backend/cuda/kernels/launch.cuh"
 
 namespace lserve {
 namespace {
@@ -151,6 +152,8 @@ __device__ void FoldStats(std::byte* stats, int head_dim, int first, int count, 
 
 template <KvType T>
 __global__ void __launch_bounds__(kThreads) AppendKvKernel(AppendKvArgs args) {
+  LetNextStart();
+  WaitForPrevious();
   __shared__ Shared shared;
   const AppendPiece piece = args.pieces[blockIdx.x];
   const int head = blockIdx.y;
@@ -203,18 +206,14 @@ cudaError_t LaunchAppendKv(const AppendKvArgs& args, cudaStream_t stream) {
                   static_cast<unsigned>(args.layer.num_kv_heads));
   switch (args.dtype) {
     case DType::kBf16:
-      AppendKvKernel<KvType::kBf16><<<grid, kThreads, 0, stream>>>(args);
-      break;
+      return LaunchChained(AppendKvKernel<KvType::kBf16>, grid, kThreads, 0, stream, args);
     case DType::kInt8:
-      AppendKvKernel<KvType::kInt8><<<grid, kThreads, 0, stream>>>(args);
-      break;
+      return LaunchChained(AppendKvKernel<KvType::kInt8>, grid, kThreads, 0, stream, args);
     case DType::kInt4:
-      AppendKvKernel<KvType::kInt4><<<grid, kThreads, 0, stream>>>(args);
-      break;
+      return LaunchChained(AppendKvKernel<KvType::kInt4>, grid, kThreads, 0, stream, args);
     default:
       return cudaErrorInvalidValue;
   }
-  return cudaGetLastError();
 }
 
 cudaError_t LaunchRebuildStats(const WayView& way,

@@ -17,6 +17,7 @@
 
 #include "backend/cuda/kernels/kernels.h"
 #include "backend/cuda/kernels/kv_part.cuh"
+#include "backend/cuda/kernels/launch.cuh"
 #include "backend/cuda/kernels/mma.cuh"
 #include "backend/cuda/kernels/plan.cuh"
 #include "backend/cuda/kernels/top_pages.cuh"
@@ -306,6 +307,8 @@ __device__ int ListShare(
 template <KvType T, int D>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     DecodeAttentionKernel(AttentionArgs args, int chunks, std::byte* partials) {
+  LetNextStart();
+  WaitForPrevious();
   extern __shared__ uint4 raw_shared[];
   __shared__ Share share;
   const int split = blockIdx.x, slot = blockIdx.y, z = blockIdx.z;
@@ -372,6 +375,8 @@ __global__ void MergeSplitsKernel(AttentionArgs args,
                                   int chunks,
                                   int max_splits,
                                   std::byte* partials) {
+  LetNextStart();
+  WaitForPrevious();
   const int slot = blockIdx.x, z = blockIdx.y;
   const Work work = FindWork(args, chunks, z, slot);
   if (!work.any) return;
@@ -419,10 +424,12 @@ cudaError_t Launch(const AttentionArgs& args,
   const unsigned slots = static_cast<unsigned>(NumSlots(args));
   const unsigned z = static_cast<unsigned>(args.plan.num_rows * chunks);
   const int splits = NumSplits(limits.num_pages);
-  kernel<<<dim3(static_cast<unsigned>(splits), slots, z), kThreads, kSharedBytes, stream>>>(
-      args, chunks, partials);
-  MergeSplitsKernel<D><<<dim3(slots, z), kThreads, 0, stream>>>(args, chunks, splits, partials);
-  return cudaGetLastError();
+  const cudaError_t launched =
+      LaunchChained(kernel, dim3(static_cast<unsigned>(splits), slots, z), kThreads, kSharedBytes,
+                    stream, args, chunks, partials);
+  if (launched != cudaSuccess) return launched;
+  return LaunchChained(MergeSplitsKernel<D>, dim3(slots, z), kThreads, 0, stream, args, chunks,
+                       splits, partials);
 }
 
 template <KvType T>

@@ -5,11 +5,13 @@
 #include <algorithm>
 
 #include "backend/cuda/kernels/kernels.h"
+#include "backend/cuda/kernels/launch.cuh"
 
 namespace lserve {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kNormThreads = 1024;  // a row of a decode step has one block: width hides latency
 constexpr int kWarp = 32;
 
 __device__ float ToFloat(__nv_bfloat16 x) {
@@ -25,6 +27,8 @@ __device__ float ToFloat(float x) {
 template <class T>
 __global__ void GatherRowsKernel(
     const T* table, int64_t table_stride, const int32_t* indices, int64_t cols, MatrixView out) {
+  LetNextStart();
+  WaitForPrevious();
   const T* from = table + indices[blockIdx.x] * table_stride;
   float* to = out.data + blockIdx.x * out.stride;
   for (int64_t c = threadIdx.x; c < cols; c += blockDim.x) to[c] = ToFloat(from[c]);
@@ -45,7 +49,9 @@ __device__ float BlockSum(float x, float* shared) {
 // One block per slice of a row.
 __global__ void RmsNormKernel(
     ConstMatrixView x, const float* weight, float eps, int n, MatrixView y) {
-  __shared__ float shared[kThreads / kWarp];
+  LetNextStart();
+  WaitForPrevious();
+  __shared__ float shared[kNormThreads / kWarp];
   const float* from = x.data + blockIdx.x * x.stride + int64_t{blockIdx.y} * n;
   float* to = y.data + blockIdx.x * y.stride + int64_t{blockIdx.y} * n;
   float squares = 0;
@@ -56,6 +62,8 @@ __global__ void RmsNormKernel(
 }
 
 __global__ void SiluMulKernel(ConstMatrixView x, int64_t n, MatrixView y) {
+  LetNextStart();
+  WaitForPrevious();
   const int64_t i = int64_t{blockIdx.y} * blockDim.x + threadIdx.x;
   if (i >= n) return;
   const float* row = x.data + blockIdx.x * x.stride;
@@ -65,6 +73,8 @@ __global__ void SiluMulKernel(ConstMatrixView x, int64_t n, MatrixView y) {
 
 __global__ void RopeKernel(
     MatrixView x, int num_heads, int half, ConstMatrixView cos, ConstMatrixView sin) {
+  LetNextStart();
+  WaitForPrevious();
   const float* c = cos.data + blockIdx.x * cos.stride;
   const float* s = sin.data + blockIdx.x * sin.stride;
   float* row = x.data + blockIdx.x * x.stride;
@@ -77,9 +87,9 @@ __global__ void RopeKernel(
   }
 }
 
-// Enough threads for `n` elements, in whole warps.
-int BlockFor(int64_t n) {
-  return static_cast<int>(std::clamp<int64_t>((n + kWarp - 1) / kWarp * kWarp, kWarp, kThreads));
+// Enough threads for `n` elements, in whole warps, up to `most`.
+int BlockFor(int64_t n, int most = kThreads) {
+  return static_cast<int>(std::clamp<int64_t>((n + kWarp - 1) / kWarp * kWarp, kWarp, most));
 }
 
 }  // namespace
@@ -93,24 +103,20 @@ cudaError_t LaunchGatherRows(const void* table,
                              MatrixView out,
                              cudaStream_t stream) {
   if (num_rows == 0) return cudaSuccess;
-  const auto launch = [&](auto* typed) {
-    GatherRowsKernel<<<num_rows, BlockFor(cols), 0, stream>>>(typed, table_stride, indices, cols,
-                                                              out);
+  const auto launch = [&]<class T>(const T* typed) {
+    return LaunchChained(GatherRowsKernel<T>, dim3(static_cast<unsigned>(num_rows)), BlockFor(cols),
+                         0, stream, typed, table_stride, indices, cols, out);
   };
   switch (dtype) {
     case DType::kBf16:
-      launch(static_cast<const __nv_bfloat16*>(table));
-      break;
+      return launch(static_cast<const __nv_bfloat16*>(table));
     case DType::kF16:
-      launch(static_cast<const __half*>(table));
-      break;
+      return launch(static_cast<const __half*>(table));
     case DType::kF32:
-      launch(static_cast<const float*>(table));
-      break;
+      return launch(static_cast<const float*>(table));
     default:
       return cudaErrorInvalidValue;
   }
-  return cudaGetLastError();
 }
 
 cudaError_t LaunchRmsNorm(ConstMatrixView x,
@@ -123,8 +129,8 @@ cudaError_t LaunchRmsNorm(ConstMatrixView x,
                           cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
   const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(groups));
-  RmsNormKernel<<<grid, BlockFor(n), 0, stream>>>(x, weight, eps, n, y);
-  return cudaGetLastError();
+  return LaunchChained(RmsNormKernel, grid, BlockFor(n, kNormThreads), 0, stream, x, weight, eps, n,
+                       y);
 }
 
 cudaError_t LaunchSiluMul(
@@ -132,8 +138,7 @@ cudaError_t LaunchSiluMul(
   if (rows == 0) return cudaSuccess;
   const dim3 grid(static_cast<unsigned>(rows),
                   static_cast<unsigned>((n + kThreads - 1) / kThreads));
-  SiluMulKernel<<<grid, kThreads, 0, stream>>>(x, n, y);
-  return cudaGetLastError();
+  return LaunchChained(SiluMulKernel, grid, kThreads, 0, stream, x, n, y);
 }
 
 cudaError_t LaunchRope(MatrixView x,
@@ -145,9 +150,9 @@ cudaError_t LaunchRope(MatrixView x,
                        cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
   const int half = head_dim / 2;
-  RopeKernel<<<static_cast<unsigned>(rows), BlockFor(int64_t{num_heads} * half), 0, stream>>>(
-      x, num_heads, half, cos, sin);
-  return cudaGetLastError();
+  return LaunchChained(RopeKernel, dim3(static_cast<unsigned>(rows)),
+                       BlockFor(int64_t{num_heads} * half, kNormThreads), 0, stream, x, num_heads,
+                       half, cos, sin);
 }
 
 }  // namespace lserve

@@ -52,11 +52,14 @@ cudaError_t LaunchWidenF16(const void* values, int64_t count, float* out, cudaSt
 cudaError_t LaunchAddBias(
     MatrixView y, int64_t rows, int64_t cols, const float* bias, cudaStream_t stream);
 
-// y = x W^T + bias (or +=), for at most kGemvRows rows; a row's result does not depend on the
-// others. x is [rows, in] of bf16 for a kBf16 weight (in % 8 == 0), else of float.
-inline constexpr int kGemvRows = 8;
+// y = x W^T + bias (or +=), for at most MaxGemvRows() rows; a row's result does not depend on the
+// others. x is [rows, in] of `x_dtype`: kBf16 beside a kBf16 weight, unless GemvRoundsX() says that
+// the kernel rounds this float matrix as it reads it.
+int MaxGemvRows(DType weight, int64_t in_features);
+bool GemvRoundsX(ConstMatrixView x, int64_t rows, int64_t in_features);
 struct GemvArgs {
   const void* x = nullptr;
+  DType x_dtype = DType::kF32;
   int64_t x_stride = 0;
   const void* weight = nullptr;  // [out, in]
   DType dtype = DType::kBf16;    // of the weight: kBf16, kF16, kF32

@@ -11,6 +11,7 @@
 
 #include "backend/cuda/kernels/kernels.h"
 #include "backend/cuda/kernels/kv_part.cuh"
+#include "backend/cuda/kernels/launch.cuh"
 #include "backend/cuda/kernels/mma.cuh"
 #include "backend/cuda/kernels/top_pages.cuh"
 
@@ -45,6 +46,8 @@ __device__ uint32_t KeepSign(uint32_t pair, bool positive) {
 // r and r + 8.
 template <int D>
 __global__ void __launch_bounds__(kScoreWarps* kWarp) ScorePagesKernel(SelectPagesArgs args) {
+  LetNextStart();
+  WaitForPrevious();
   const PageSelect& request = args.requests[blockIdx.z];
   const int slot = blockIdx.y, group = args.layer.group;
   const WayView& way = args.layer.ways[0];
@@ -191,6 +194,8 @@ FindCut(const float* values, int n, int k, float low, float high, CutShared* sha
 }
 
 __global__ void __launch_bounds__(kChoiceThreads) ChoosePagesKernel(SelectPagesArgs args) {
+  LetNextStart();
+  WaitForPrevious();
   extern __shared__ float mean[];  // [max_candidates], then the bitmap
   __shared__ float reduce[kHeadsAtOnce][kChoiceThreads / kWarp];
   __shared__ CutShared cut_shared;
@@ -275,13 +280,13 @@ __global__ void __launch_bounds__(kChoiceThreads) ChoosePagesKernel(SelectPagesA
 }
 
 template <int D>
-void LaunchScores(const SelectPagesArgs& args, cudaStream_t stream) {
+cudaError_t LaunchScores(const SelectPagesArgs& args, cudaStream_t stream) {
   constexpr int kBlockPages = kScoreWarps * kScorePages;
   const unsigned blocks = static_cast<unsigned>(
       std::clamp((args.max_candidates + kBlockPages - 1) / kBlockPages, 1, 256));
   const dim3 grid(blocks, static_cast<unsigned>(args.layer.ways[0].num_slots),
                   static_cast<unsigned>(args.num_requests));
-  ScorePagesKernel<D><<<grid, kScoreWarps * kWarp, 0, stream>>>(args);
+  return LaunchChained(ScorePagesKernel<D>, grid, kScoreWarps * kWarp, 0, stream, args);
 }
 
 }  // namespace
@@ -295,22 +300,24 @@ size_t SelectPagesScratchBytes(const SelectPagesArgs& args) {
 cudaError_t LaunchSelectPages(const SelectPagesArgs& args, cudaStream_t stream) {
   if (args.num_requests == 0 || args.layer.ways[0].num_slots == 0) return cudaSuccess;
   if (args.max_candidates > 0) {
+    cudaError_t scored = cudaSuccess;
     switch (args.layer.head_dim) {
       case 32:
-        LaunchScores<32>(args, stream);
+        scored = LaunchScores<32>(args, stream);
         break;
       case 64:
-        LaunchScores<64>(args, stream);
+        scored = LaunchScores<64>(args, stream);
         break;
       case 96:
-        LaunchScores<96>(args, stream);
+        scored = LaunchScores<96>(args, stream);
         break;
       case 128:
-        LaunchScores<128>(args, stream);
+        scored = LaunchScores<128>(args, stream);
         break;
       default:
         return cudaErrorInvalidValue;
     }
+    if (scored != cudaSuccess) return scored;
   }
   const dim3 grid(static_cast<unsigned>(args.layer.ways[0].num_slots),
                   static_cast<unsigned>(args.num_requests));
@@ -319,8 +326,7 @@ cudaError_t LaunchSelectPages(const SelectPagesArgs& args, cudaStream_t stream) 
   const cudaError_t error = cudaFuncSetAttribute(
       ChoosePagesKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
   if (error != cudaSuccess) return error;
-  ChoosePagesKernel<<<grid, kChoiceThreads, shared, stream>>>(args);
-  return cudaGetLastError();
+  return LaunchChained(ChoosePagesKernel, grid, kChoiceThreads, shared, stream, args);
 }
 
 }  // namespace lserve
