@@ -3,9 +3,10 @@
 // streaming, under many selectors on the same cache, and compares with reading every page.
 // docs/studies/selector.md has what came out; tools/plot_selector_study.py makes its tables.
 //
-//   selector_study OUT.jsonl needle LENGTH SEED STREAMING     half: `half` of the heads, or `none`
-//   selector_study OUT.jsonl text LENGTH FILE STREAMING
-//   selector_study OUT.jsonl random LENGTH FILE SHAPE         sharp random weights, see Shapes()
+//   selector_study OUT.jsonl needle LENGTH SEED half|none     the heads that stream
+//   selector_study OUT.jsonl text LENGTH FILE half|none
+//   selector_study OUT.jsonl random LENGTH FILE SHAPE         sharp random weights: kRandomShapes
+//   selector_study ... PART/PARTS                             every PARTS-th selector, on one thread
 //
 // Appends to OUT.jsonl and skips what is in it.
 #include <cmath>
@@ -30,8 +31,8 @@
 namespace lserve::study {
 namespace {
 
-constexpr int64_t kTextAnswer = 64;   // tokens decoded after a text
-constexpr int64_t kRecallStride = 8;  // of them, steps from one that is looked at to the next
+constexpr int64_t kTextAnswer = 48;    // tokens decoded after a text
+constexpr int64_t kRecallStride = 16;  // of them, steps from one that is looked at to the next
 constexpr int kReadAll = 1 << 30;     // a budget
 
 struct Item {
@@ -96,7 +97,7 @@ std::vector<Strategy> Strategies(bool few) {
         }
       }
     }
-    for (const double cosine : {0.9, 0.8, 0.6}) {
+    for (const double cosine : {0.8, 0.6, 0.4, 0.2}) {
       all.push_back({.budget = budget, .interval = 16, .least_cosine = cosine});
     }
     all.push_back({.budget = budget, .interval = 4, .eager_steps = 4});
@@ -292,7 +293,8 @@ class Study {
       request.on_attention = [&](const AttentionView& view) {
         const int64_t position = view.range.first_position;
         if (!view.decodes || (position - first) % kRecallStride != 0) return Status();
-        for (const HeadMass& head : LS_TRY(MeasureMass(view, {&position, 1}))[0].heads) {
+        const std::vector<QueryMass> masses = LS_TRY(MeasureMass(view, {&position, 1}));
+        for (const HeadMass& head : masses[0].heads) {
           if (head.way != Way::kRetrieval) continue;
           tally.recall += head.seen;
           ++tally.recall_heads;
@@ -373,7 +375,14 @@ std::set<std::string> KnownKeys(const std::string& path) {
 }
 
 int Main(const std::vector<std::string>& args) {
-  if (args.size() != 5) Die("expected OUT.jsonl needle|text|random LENGTH SEED|FILE half|none|SHAPE");
+  if (args.size() != 5 && args.size() != 6) {
+    Die("expected OUT.jsonl needle|text|random LENGTH SEED|FILE half|none|SHAPE [PART/PARTS]");
+  }
+  size_t part = 0, parts = 1;
+  if (args.size() == 6 && (std::sscanf(args[5].c_str(), "%zu/%zu", &part, &parts) != 2 ||
+                           parts == 0 || part >= parts)) {
+    Die(StrCat("got part \"", args[5], "\", expected as 0/2"));
+  }
   const Where where = {.task = args[1],
                        .length = std::atoll(args[2].c_str()),
                        .source = args[3].substr(args[3].rfind('/') + 1),
@@ -381,6 +390,8 @@ int Main(const std::vector<std::string>& args) {
   EngineConfig config;
   config.device = "cpu";
   config.max_num_seqs = 1;
+  if (args.size() == 6) config.num_threads = 1;
+  config.kv_cache_bytes = size_t{1} << 30;
   config.max_model_len = where.length + 1024;
   EngineInputs inputs;
   if (where.task == "random") {
@@ -412,9 +423,10 @@ int Main(const std::vector<std::string>& args) {
         << std::endl;
   };
   // The product's own op first: it must say what its twin here says.
-  measure(std::nullopt, 1024);
-  for (const Strategy& strategy : Strategies(where.task == "random")) {
-    measure(strategy, strategy.budget);
+  if (part == 0) measure(std::nullopt, 1024);
+  const std::vector<Strategy> strategies = Strategies(where.task == "random");
+  for (size_t i = part; i < strategies.size(); i += parts) {
+    measure(strategies[i], strategies[i].budget);
   }
   return 0;
 }
