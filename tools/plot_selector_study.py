@@ -117,7 +117,7 @@ def tables(records):
         text.append("Scores, logical pages and groupings, at budgets of 512, 1024 and 2048 tokens, interval 1 and 4:\n")
         columns = [(i, b) for i in (1, 4) for b in (512, 1024, 2048)]
         variants = [("bound, 16, softmax_mean (the product)", {})]
-        variants += [(s, {"score": s}) for s in ("mean", "mean_abs", "mean_root", "gaussian", "true_max", "true_mass")]
+        variants += [(s, {"score": s}) for s in ("box_75", "box_50", "box_25", "middle", "mean", "mean_abs", "mean_root", "gaussian", "true_max", "true_mass")]
         variants += [(f"{s}, logical page {n}", {"score": s, "logical": n}) for n in (32, 64) for s in ("bound", "mean_abs")]
         variants += [(f"bound, {g}", {"grouping": g}) for g in ("softmax_max", "raw_mean", "raw_max", "turns")]
         text.append(table(["selector"] + [f"{i}: {b}" for i, b in columns],

@@ -21,9 +21,11 @@ LS_STUDY_CLONES float Dot(const float* a, const float* b, int n) {
   return sum;
 }
 
-LS_STUDY_CLONES float BoundOf(const float* q, const float* low, const float* high, int n) {
+LS_STUDY_CLONES float BoxOf(const float* q, const float* low, const float* high, float x, int n) {
   float sum = 0;
-  for (int i = 0; i < n; ++i) sum += std::max(q[i] * low[i], q[i] * high[i]);
+  for (int i = 0; i < n; ++i) {
+    sum += q[i] * (low[i] + high[i]) / 2 + x * std::abs(q[i]) * (high[i] - low[i]) / 2;
+  }
   return sum;
 }
 
@@ -57,7 +59,13 @@ float ScoreOfMoments(Score score, const float* m, std::span<const float> q, floa
   const float* variance = m + kVariance * n;
   switch (score) {
     case Score::kBound:
-      return scale * BoundOf(q.data(), m + kMin * n, m + kMax * n, n);
+    case Score::kBox75:
+    case Score::kBox50:
+    case Score::kBox25:
+    case Score::kMiddle: {
+      const float x = 1.0f - 0.25f * static_cast<float>(score);
+      return scale * BoxOf(q.data(), m + kMin * n, m + kMax * n, x, n);
+    }
     case Score::kMean:
       return scale * Dot(q.data(), mean, n);
     case Score::kMeanAbs:
@@ -103,8 +111,9 @@ std::vector<PageIdx> TakeTurns(const std::vector<float>& scores, int group, int 
 }  // namespace
 
 std::string_view Name(Score score) {
-  constexpr std::string_view kNames[] = {"bound",    "mean",     "mean_abs", "mean_root",
-                                         "gaussian", "true_max", "true_mass"};
+  constexpr std::string_view kNames[] = {"bound",    "box_75",    "box_50",   "box_25",
+                                         "middle",   "mean",      "mean_abs", "mean_root",
+                                         "gaussian", "true_max",  "true_mass"};
   return kNames[static_cast<size_t>(score)];
 }
 

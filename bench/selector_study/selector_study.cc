@@ -97,6 +97,9 @@ std::vector<Strategy> Strategies(bool few) {
         }
       }
     }
+    for (const Score score : {Score::kBox50, Score::kMeanAbs}) {
+      all.push_back({.score = score, .budget = budget, .interval = 16, .least_cosine = 0.2});
+    }
     for (const double cosine : {0.8, 0.6, 0.4, 0.2}) {
       all.push_back({.budget = budget, .interval = 16, .least_cosine = cosine});
     }
