@@ -64,6 +64,7 @@ class Calibrator {
     EngineConfig config = options_.engine.config;
     config.streaming_heads = "none";
     calibration_.config = config;
+    calibration_.rank = options_.rank == "ablation" ? HeadRank::kAblation : HeadRank::kPeak;
     calibration_.target_ratio = options_.target_ratio;
     calibration_.max_loss = options_.max_loss;
     calibration_.ratios = options_.ratios;

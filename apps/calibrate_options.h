@@ -19,6 +19,7 @@ struct CalibrateOptions {
   int questions = 5;
   int text_parts = 4;
   int64_t seed = 1;
+  std::string rank = "peak";
   std::optional<double> target_ratio;
   std::optional<double> max_loss;
   std::string ratios_text = "0.25,0.5,0.75";

@@ -3,8 +3,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <map>
+#include <string>
+
+#include "bench/metered_backend.h"
 #include "engine/attention_probe.h"
 #include "engine/auditor.h"
+#include "engine/engine_inputs.h"
 #include "support/engine_runner.h"
 #include "support/random_checkpoint.h"
 
@@ -133,6 +138,77 @@ TEST_F(Audit, RatesOutOfRangeAreRefused) {
   config.model_dir = checkpoint_.dir();
   config.audit_rate = 1.5;
   EXPECT_THAT(Engine::Create(config).status().message(), testing::HasSubstr("--audit-rate is 1.5"));
+}
+
+// A backend may keep copies of a step's host arrays by address (Backend::BeginStep), so an address
+// must not come back with other content before the next step.
+class AddressChecker final : public MeteredBackend {
+ public:
+  AddressChecker(std::unique_ptr<Backend> inner, OpMeter* meter, int* violations)
+      : MeteredBackend(std::move(inner), meter), violations_(violations) {}
+
+  void BeginStep() override {
+    seen_.clear();
+    MeteredBackend::BeginStep();
+  }
+  Status PrefillAttention(const AttentionParams& params) override {
+    Check(*params.plan);
+    return MeteredBackend::PrefillAttention(params);
+  }
+  Status DecodeAttention(const AttentionParams& params) override {
+    Check(*params.plan);
+    return MeteredBackend::DecodeAttention(params);
+  }
+  Status PageLogSums(const PageLogSumsParams& params) override {
+    Check(*params.plan);
+    return MeteredBackend::PageLogSums(params);
+  }
+
+ private:
+  void Check(const PagePlan& plan) {
+    std::string rows;
+    for (const PlanRow& row : plan.rows) {
+      for (const int64_t field :
+           {int64_t{row.sequence}, int64_t{Index(row.way)}, int64_t{row.slot},
+            int64_t{row.first_query}, row.first_position, row.sink_end, row.window,
+            int64_t{row.first_run}, int64_t{row.num_runs}, int64_t{row.selection},
+            int64_t{row.newest.first}, int64_t{row.newest.last}}) {
+        rows += std::to_string(field) + " ";
+      }
+    }
+    for (const void* address :
+         {static_cast<const void*>(&plan), static_cast<const void*>(plan.rows.data())}) {
+      const auto [at, is_new] = seen_.try_emplace(address, rows);
+      if (!is_new && at->second != rows) ++*violations_;
+    }
+  }
+
+  int* violations_;
+  std::map<const void*, std::string> seen_;
+};
+
+TEST_F(Audit, ObserversKeepToTheStep) {
+  EngineConfig config;
+  config.model_dir = checkpoint_.dir();
+  config.kv_cache_bytes = size_t{64} << 20;
+  config.attention = Sparse(256);
+  config.audit_rate = 1;
+  OpMeter meter;
+  int violations = 0;
+  EngineInputs inputs;
+  inputs.wrap_backend = [&](std::unique_ptr<Backend> inner) {
+    return std::make_unique<AddressChecker>(std::move(inner), &meter, &violations);
+  };
+  const std::unique_ptr<Engine> engine = Engine::Create(config, std::move(inputs)).value();
+  Request request = Ask(600, 7, 4);
+  request.on_attention = [&](const AttentionView& view) {
+    const int64_t positions[] = {view.end() - 1};
+    LS_TRY(MeasureMass(view, positions));
+    LS_TRY(MeasureStreamingChange(view, positions, Sparse(256)));
+    return Status();
+  };
+  EXPECT_EQ(RunOne(*engine, std::move(request)).stats.audit.steps, 3);
+  EXPECT_EQ(violations, 0);
 }
 
 // Shares of selected rows are those of their pages; an output with sink and window only does not

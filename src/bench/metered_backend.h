@@ -39,7 +39,7 @@ struct OpMeter {
   double attention_seconds() const;
 };
 
-class MeteredBackend final : public Backend {
+class MeteredBackend : public Backend {
  public:
   // `meter` must outlive the backend.
   MeteredBackend(std::unique_ptr<Backend> inner, OpMeter* meter)

@@ -60,6 +60,9 @@ Result<LogSums> Compute(const AttentionView& view, const PagePlan& plan) {
   if (sums.values.empty()) return sums;
   const size_t bytes = sums.values.size() * sizeof(float);
   const Buffer buffer = LS_TRY(view.backend->Allocate(bytes));
+  // Of a step the backend may keep copies by address, and this plan lies where an earlier one may
+  // have been.
+  view.backend->BeginStep();
   LS_TRY(view.backend->PageLogSums({.q = attention.q,
                                     .num_q_heads = attention.num_q_heads,
                                     .scale = attention.scale,
@@ -266,6 +269,7 @@ Result<std::vector<std::vector<double>>> MeasureStreamingChange(
                 .rows = out.rows,
                 .cols = out.cols,
                 .stride = out.cols};
+  view.backend->BeginStep();  // as in Compute()
   LS_TRY(view.backend->DecodeAttention(params));
   std::vector<float> was(static_cast<size_t>(out.cols)), is(was);
   const int64_t width = out.cols / layout.num_kv_heads;  // of a group

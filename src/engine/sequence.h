@@ -70,9 +70,9 @@ struct Sequence {
   }
   int64_t prompt_size() const { return static_cast<int64_t>(request.prompt.size()); }
   bool in_prompt() const { return cache.num_tokens() < prompt_size(); }
+  // Of the prompt and the answer so far; all but the last are computed, unless it was preempted and
+  // computes them again.
   int64_t num_known_tokens() const { return prompt_size() + static_cast<int64_t>(answer.size()); }
-  // Computes known tokens of its answer again, since it was preempted.
-  bool replays() const { return cache.num_tokens() < num_known_tokens(); }
   // The token at position cache.num_tokens(), the next to be computed.
   int32_t token_at(int64_t position) const {
     return position < prompt_size() ? request.prompt[static_cast<size_t>(position)]

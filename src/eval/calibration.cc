@@ -17,7 +17,7 @@
 namespace lserve {
 namespace {
 
-// Of one check, what dense attention says.
+// Of one sample, what dense attention says.
 struct Reference {
   std::vector<int32_t> tokens;  // the last of the prompt, then the answer
   std::unique_ptr<LogitReference> logits;
@@ -45,6 +45,7 @@ class Calibration {
     progress_.cells_total = options.samples.size() + options.checks.size() * (1 + cuts);
     progress_.work_total =
         work(options.samples) + work(options.checks) * static_cast<double>(1 + cuts);
+    sample_work_ = work(options.samples);
   }
 
   Result<CalibrationResult> Run() {
@@ -59,9 +60,11 @@ class Calibration {
           CheckShape(*options_.other, model.num_layers, model.num_kv_heads, options_.other_name));
     }
     if (!LS_TRY(Measure())) return Interrupted();
+    if (options_.rank == HeadRank::kAblation && !LS_TRY(Ablate())) return Interrupted();
     result_.measure_seconds = measuring.seconds();
     const Stopwatch checking;
-    if (!LS_TRY(KeepReferences())) return Interrupted();
+    if (options_.rank == HeadRank::kAblation) LS_TRY(MakeEngine(std::nullopt));
+    if (!LS_TRY(KeepReferences(options_.checks, references_))) return Interrupted();
     if (!LS_TRY(options_.max_loss ? CutByLoss() : CutByTarget())) return Interrupted();
     if (!LS_TRY(CheckRest())) return Interrupted();
     result_.check_seconds = checking.seconds();
@@ -150,15 +153,37 @@ class Calibration {
     return true;
   }
 
-  // Runs a check; see(i, logits) gets what answer token i is drawn from.
+  // The score of each head: KL(dense || the others dense) on the samples.
+  Result<bool> Ablate() {
+    const size_t heads = result_.heads.size();
+    progress_.cells_total += options_.samples.size() * (1 + heads);
+    progress_.work_total += sample_work_ * static_cast<double>(1 + heads);
+    std::vector<Reference> references;
+    if (!LS_TRY(KeepReferences(options_.samples, references))) return false;
+    for (size_t head = 0; head < heads; ++head) {
+      HeadKinds kinds(heads, 1);
+      kinds[head] = 0;
+      const int64_t kv_heads = result_.file.kv_heads;
+      const std::string name = StrCat("head ", static_cast<int64_t>(head) / kv_heads, ".",
+                                      static_cast<int64_t>(head) % kv_heads);
+      const std::optional<CutCheck> alone =
+          LS_TRY(Compare(name, kinds, options_.samples, references));
+      if (!alone) return false;
+      result_.alone.push_back(*alone);
+      result_.file.score[head] = static_cast<float>(alone->mean_kl());
+    }
+    return true;
+  }
+
+  // Runs a sample; see(i, logits) gets what answer token i is drawn from.
   template <class See>
-  Result<bool> RunCheck(size_t index, const AskHooks& hooks, See see) {
+  Result<bool> RunSample(const CalibrationSample& sample, const AskHooks& hooks, See see) {
     AttentionSettings settings = options_.config.attention;
     // Only the streaming heads differ from dense attention.
     settings.mode = AttentionMode::kSparse;
     settings.token_budget = 1 << 30;
     settings.prefill_threshold = 0;
-    Request request = SampleRequest(options_.checks[index], settings);
+    Request request = SampleRequest(sample, settings);
     size_t at = 0;
     request.on_token_logits = [&](std::span<const float> logits) { see(at++, logits); };
     return LS_TRY(Ask(*engine_, std::move(request), hooks)).has_value();
@@ -168,18 +193,20 @@ class Calibration {
     return std::max_element(logits.begin(), logits.end()) - logits.begin() == token;
   }
 
-  Result<bool> KeepReferences() {
+  // With the engine that there is, whose heads are all retrieval heads.
+  Result<bool> KeepReferences(const std::vector<CalibrationSample>& samples,
+                              std::vector<Reference>& references) {
     const int64_t vocab = engine_->model_config().vocab_size;
-    return ForEach("dense", options_.checks, [&](size_t i, const AskHooks& hooks) {
-      const CalibrationSample& check = options_.checks[i];
+    return ForEach("dense", samples, [&](size_t i, const AskHooks& hooks) {
+      const CalibrationSample& check = samples[i];
       Reference reference;
       reference.tokens = {check.prompt.back()};
       reference.tokens.insert(reference.tokens.end(), check.answer.begin(), check.answer.end());
       reference.right = check.is_question;
-      references_.push_back(std::move(reference));
-      Reference& kept = references_.back();
+      references.push_back(std::move(reference));
+      Reference& kept = references.back();
       kept.logits = std::make_unique<LogitReference>(vocab, kept.tokens);
-      return RunCheck(i, hooks, [&](size_t at, std::span<const float> logits) {
+      return RunSample(check, hooks, [&](size_t at, std::span<const float> logits) {
         kept.logits->Keep(static_cast<int64_t>(at), logits);
         kept.right = kept.right && IsTop(logits, check.answer[at]);
       });
@@ -188,30 +215,40 @@ class Calibration {
 
   // Nothing: interrupted.
   Result<std::optional<CutCheck>> Check(const std::string& name, const HeadKinds& kinds) {
+    std::optional<CutCheck> cut = LS_TRY(Compare(name, kinds, options_.checks, references_));
+    if (cut) result_.checks.push_back(*cut);
+    return cut;
+  }
+
+  // These heads against dense attention, on the samples that `references` are of.
+  Result<std::optional<CutCheck>> Compare(const std::string& name,
+                                          const HeadKinds& kinds,
+                                          const std::vector<CalibrationSample>& samples,
+                                          const std::vector<Reference>& references) {
     CutCheck cut{.name = name, .streaming_heads = NumStreaming(kinds)};
     LS_TRY(MakeEngine(kinds));
     Divergence answers, texts;
     const std::string what = StrCat(name, ", ", cut.streaming_heads, " streaming");
     const auto check = [&](size_t i, const AskHooks& hooks) -> Result<bool> {
-      const Reference& reference = references_[i];
+      const Reference& reference = references[i];
       bool right = reference.right;
-      Divergence& sum = options_.checks[i].is_question ? answers : texts;
-      const bool whole = LS_TRY(RunCheck(i, hooks, [&](size_t at, std::span<const float> logits) {
+      Divergence& sum = samples[i].is_question ? answers : texts;
+      const auto compare = [&](size_t at, std::span<const float> logits) {
         reference.logits->Compare(static_cast<int64_t>(at), logits, sum);
-        right = right && IsTop(logits, options_.checks[i].answer[at]);
-      }));
+        right = right && IsTop(logits, samples[i].answer[at]);
+      };
+      const bool whole = LS_TRY(RunSample(samples[i], hooks, compare));
       cut.answers += reference.right ? 1 : 0;
       cut.right += right ? 1 : 0;
       return whole;
     };
-    if (!LS_TRY(ForEach(what, options_.checks, check))) return std::optional<CutCheck>();
+    if (!LS_TRY(ForEach(what, samples, check))) return std::optional<CutCheck>();
     const auto mean = [](const Divergence& sum) {
       return sum.positions > 0 ? std::optional(sum.kl / static_cast<double>(sum.positions))
                                : std::nullopt;
     };
     cut.answer_kl = mean(answers);
     cut.text_kl = mean(texts);
-    result_.checks.push_back(cut);
     return std::optional<CutCheck>(cut);
   }
 
@@ -261,6 +298,7 @@ class Calibration {
   const CalibrationOptions& options_;
   const EvalHooks& hooks_;
   EvalProgress progress_;
+  double sample_work_ = 0;  // of all samples once
   CalibrationResult result_;
   std::unique_ptr<Engine> engine_;
   std::vector<Reference> references_;  // by check
@@ -297,6 +335,15 @@ double Correlation(const std::vector<double>& a, const std::vector<double>& b) {
 }
 
 }  // namespace
+
+std::string_view Name(HeadRank rank) {
+  return rank == HeadRank::kPeak ? "peak" : "ablation";
+}
+
+double CutCheck::mean_kl() const {
+  const int kinds = (answer_kl ? 1 : 0) + (text_kl ? 1 : 0);
+  return kinds > 0 ? (answer_kl.value_or(0) + text_kl.value_or(0)) / kinds : 0.0;
+}
 
 Result<CalibrationResult> RunCalibration(const CalibrationOptions& options,
                                          const EvalHooks& hooks) {

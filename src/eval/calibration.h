@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/json.h"
@@ -18,10 +19,18 @@
 
 namespace lserve {
 
+// What the score of a head is.
+enum class HeadRank : uint8_t {
+  kPeak,      // HeadLoss::peak: one dense run finds all heads
+  kAblation,  // what the logits lose when this head alone streams: a run per head, and the truth
+};
+std::string_view Name(HeadRank rank);
+
 struct CalibrationOptions {
   EngineConfig config;  // of its attention settings, sink and window count
   std::vector<CalibrationSample> samples;
   std::vector<CalibrationSample> checks;  // other ones
+  HeadRank rank = HeadRank::kPeak;
   // The share that streams, or the most that it may cost (CutCheck::kl). One of them is set.
   std::optional<double> target_ratio;
   std::optional<double> max_loss;
@@ -41,13 +50,17 @@ struct CutCheck {
 
   // The larger one.
   double kl() const { return std::max(answer_kl.value_or(0), text_kl.value_or(0)); }
+  // Of what there is; answers and texts weigh the same however many there are of each.
+  double mean_kl() const;
 };
 
 struct CalibrationResult {
   EngineInfo info;
   std::vector<HeadLoss> heads;  // [layers * KV heads]
   int64_t queries = 0;
-  StreamingHeadsFile file;  // score (HeadLoss::peak) and kind
+  StreamingHeadsFile file;  // score, by CalibrationOptions::rank, and kind
+  // With HeadRank::kAblation, what each head costs alone, on the samples; [layers * KV heads].
+  std::vector<CutCheck> alone;
   std::vector<CutCheck> checks;
   double measure_seconds = 0;
   double check_seconds = 0;

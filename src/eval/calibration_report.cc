@@ -1,6 +1,7 @@
 // What a calibration says: the file, the terminal's view, the picture.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "base/strings.h"
 #include "eval/calibration.h"
@@ -29,6 +30,21 @@ Json Grid(const StreamingHeadsFile& file, ToJson to_json) {
 // Five digits are more than the samples carry, and keep the file readable.
 Json Rounded(double value) {
   return Json(std::round(value * 1e5) / 1e5);
+}
+
+std::string MethodOf(const CalibrationOptions& options) {
+  const std::string samples = StrCat("mean over ", options.samples.size(),
+                                     " samples, questions and texts weighing the same");
+  if (options.rank == HeadRank::kAblation) {
+    return StrCat(
+        "lserve calibrate --rank ablation: KL(dense || this head alone sees sink and "
+        "window) in nats per token; ",
+        samples);
+  }
+  return StrCat(
+      "lserve calibrate: attention outside sink and window times relative change of the output "
+      "without it, largest of a sample's queries; ",
+      samples);
 }
 
 Json CheckToJson(const CutCheck& check) {
@@ -94,6 +110,27 @@ std::string ScoreTable(const CalibrationResult& result) {
                 "score, share of the attention outside sink and window, R: retrieval\n");
 }
 
+// What each head costs alone, worst first, as far as it costs anything to speak of.
+std::string AblationText(const CalibrationResult& result) {
+  if (result.alone.empty()) return "";
+  constexpr size_t kMostLines = 12;
+  std::vector<size_t> order(result.alone.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return result.file.score[a] > result.file.score[b]; });
+  std::vector<std::vector<std::string>> rows = {
+      {"alone", "kind", "answers right", "KL, answers", "KL, texts"}};
+  const auto kl = [](const std::optional<double>& value) { return value ? Fixed(*value, 5) : "-"; };
+  for (size_t i = 0; i < std::min(kMostLines, order.size()); ++i) {
+    const CutCheck& check = result.alone[order[i]];
+    rows.push_back({check.name, (*result.file.kind)[order[i]] == 1 ? "retrieval" : "streaming",
+                    check.answers > 0 ? StrCat(check.right, " of ", check.answers) : "-",
+                    kl(check.answer_kl), kl(check.text_kl)});
+  }
+  return StrCat("\n", TextTable(rows), "What the samples lose when this head alone streams; the ",
+                rows.size() - 1, " that cost most of ", result.alone.size(), ".\n");
+}
+
 std::string CheckTable(const CalibrationResult& result) {
   std::vector<std::vector<std::string>> rows = {
       {"heads", "streaming", "answers right", "KL, answers", "KL, texts"}};
@@ -131,10 +168,7 @@ Json CalibrationToJson(const CalibrationResult& result, const CalibrationOptions
       {"kv_heads", Json(file.kv_heads)},
       {"sink_tokens", Json(attention.sink_tokens)},
       {"window_tokens", Json(attention.recent_tokens)},
-      {"method",
-       Json(StrCat("lserve calibrate: attention outside sink and window times relative change of "
-                   "the output without it, largest of a sample's queries; mean over ",
-                   options.samples.size(), " samples, questions and texts weighing the same"))},
+      {"method", Json(MethodOf(options))},
       {"score", Grid(file, [&](size_t i) { return Rounded(double{file.score[i]}); })},
       {"kind", Grid(file, [&](size_t i) { return Json(int64_t{(*file.kind)[i]}); })},
       {"attention_outside", Grid(file, [&](size_t i) { return Rounded(result.heads[i].outside); })},
@@ -143,8 +177,8 @@ Json CalibrationToJson(const CalibrationResult& result, const CalibrationOptions
 }
 
 std::string CalibrationText(const CalibrationResult& result, const CalibrationOptions& options) {
-  return StrCat(HeatMapText(result.file), ScoreTable(result), CheckTable(result),
-                ComparisonText(result, options));
+  return StrCat(HeatMapText(result.file), ScoreTable(result), AblationText(result),
+                CheckTable(result), ComparisonText(result, options));
 }
 
 std::string CalibrationSvg(const CalibrationResult& result) {

@@ -31,13 +31,16 @@ std::map<Setting, FidelityRecord> Merged(std::span<const FidelityRecord> records
 }
 
 struct Means {
-  double same_top = 0.0, kl = 0.0, covered = 0.0, perplexity = 0.0, reference_perplexity = 0.0;
+  double same_top = 0.0, same_clear = 0.0, kl = 0.0, covered = 0.0, perplexity = 0.0,
+         reference_perplexity = 0.0;
   double share = 1.0;
 
   explicit Means(const FidelityRecord& record) {
     const Divergence& sum = record.divergence;
     const double n = std::max<double>(1.0, static_cast<double>(sum.positions));
     same_top = static_cast<double>(sum.same_top) / n;
+    same_clear =
+        static_cast<double>(sum.same_clear) / std::max<double>(1.0, static_cast<double>(sum.clear));
     kl = sum.kl / n;
     covered = sum.covered / n;
     perplexity = std::exp(sum.loss / n);
@@ -90,6 +93,8 @@ Json MeansToJson(const FidelityRecord& record) {
       {"budget", record.budget ? Json(*record.budget) : Json()},
       {"positions", Json(record.divergence.positions)},
       {"top1_agreement", Json(means.same_top)},
+      {"clear_positions", Json(record.divergence.clear)},
+      {"clear_top1_agreement", Json(means.same_clear)},
       {"kl", Json(means.kl)},
       {"kl_covered_probability", Json(means.covered)},
       {"perplexity_dense", Json(means.reference_perplexity)},
@@ -165,6 +170,8 @@ Json ToJson(const FidelityRecord& record) {
       {"budget", record.budget ? Json(*record.budget) : Json()},
       {"positions", Json(sum.positions)},
       {"same_top", Json(sum.same_top)},
+      {"clear", Json(sum.clear)},
+      {"same_clear", Json(sum.same_clear)},
       {"kl_sum", Json(sum.kl)},
       {"covered_sum", Json(sum.covered)},
       {"loss_dense_sum", Json(sum.reference_loss)},
@@ -240,6 +247,8 @@ Result<FidelityRecord> FidelityFromJson(const Json& json, const std::string& sou
   Divergence& sum = record.divergence;
   sum.positions = static_cast<int64_t>(number("positions"));
   sum.same_top = static_cast<int64_t>(number("same_top"));
+  sum.clear = static_cast<int64_t>(number("clear"));
+  sum.same_clear = static_cast<int64_t>(number("same_clear"));
   sum.kl = number("kl_sum");
   sum.covered = number("covered_sum");
   sum.reference_loss = number("loss_dense_sum");
@@ -258,22 +267,26 @@ Result<FidelityRecord> FidelityFromJson(const Json& json, const std::string& sou
 
 std::string FidelityTable(std::span<const FidelityRecord> records) {
   std::vector<std::vector<std::string>> rows = {{"heads", "phase", "budget", "positions", "top-1",
-                                                 "KL", "ppl dense", "ppl sparse", "visited",
-                                                 "recall", "streaming recall"}};
+                                                 "clear top-1", "KL", "ppl dense", "ppl sparse",
+                                                 "visited", "recall", "streaming recall"}};
   for (const auto& [setting, record] : Merged(records)) {
     const Means means(record);
     rows.push_back({HeadsName(record), record.budget ? "decode" : "prefill",
                     record.budget ? Grouped(*record.budget) : std::string("-"),
                     Grouped(record.divergence.positions), Percent(means.same_top, 2),
-                    Fixed(means.kl, 5), Fixed(means.reference_perplexity, 3),
-                    Fixed(means.perplexity, 3), Percent(means.share),
-                    RecallText(record.recall, false), RecallText(record.recall, true)});
+                    Percent(means.same_clear, 2), Fixed(means.kl, 5),
+                    Fixed(means.reference_perplexity, 3), Fixed(means.perplexity, 3),
+                    Percent(means.share), RecallText(record.recall, false),
+                    RecallText(record.recall, true)});
   }
   double covered = 1.0;
   for (const FidelityRecord& record : records) covered = std::min(covered, Means(record).covered);
   return StrCat(
       TextTable(rows),
-      "\nKL(dense || sparse) in nats per position, over the most "
+      "\ntop-1: positions with the same most probable token; clear: of those where dense "
+      "attention's leads by ",
+      Fixed(kClearLead, 1),
+      " nats at least.\nKL(dense || sparse) in nats per position, over the most "
       "probable tokens and the rest as one; those hold ",
       Percent(covered, 3), " of the probability or more.\nvisited: pages in decode, ",
       "tiles in prefill. Dense read all of them.\nrecall: share of the attention on what the heads "

@@ -21,6 +21,8 @@ double LogSum(std::span<const float> logits) {
 void Divergence::Add(const Divergence& other) {
   positions += other.positions;
   same_top += other.same_top;
+  clear += other.clear;
+  same_clear += other.same_clear;
   kl += other.kl;
   covered += other.covered;
   reference_loss += other.reference_loss;
@@ -80,7 +82,12 @@ void LogitReference::Compare(int64_t position,
   if (rest > 0.0 && other_rest > 0.0) kl += rest * std::log(rest / other_rest);
   const auto top = std::max_element(logits.begin(), logits.end()) - logits.begin();
   ++sum.positions;
-  sum.same_top += top == ids_[at * kept_] ? 1 : 0;
+  const bool same = top == ids_[at * kept_];
+  const bool clear =
+      kept_ < 2 || logits_[at * kept_] - logits_[at * kept_ + 1] >= static_cast<float>(kClearLead);
+  sum.same_top += same ? 1 : 0;
+  sum.clear += clear ? 1 : 0;
+  sum.same_clear += same && clear ? 1 : 0;
   sum.kl += std::max(0.0, kl);
   sum.covered += covered;
   sum.reference_loss += reference.log_sum - static_cast<double>(reference.next_logit);

@@ -12,7 +12,10 @@ namespace lserve {
 
 struct Divergence {
   int64_t positions = 0;
-  int64_t same_top = 0;         // positions with the same most probable token
+  int64_t same_top = 0;  // positions with the same most probable token
+  // The same of the positions where the first run's most probable token leads by kClearLead: the
+  // order of the others turns with the rounding of a sum (docs/studies/fidelity.md).
+  int64_t clear = 0, same_clear = 0;
   double kl = 0.0;              // sums over positions from here on, in nats
   double covered = 0.0;         // probability that the kept tokens have
   double reference_loss = 0.0;  // -log p of the token that follows
@@ -20,6 +23,9 @@ struct Divergence {
 
   void Add(const Divergence& other);
 };
+
+// In nats: a tenth more probable than the next.
+inline constexpr double kClearLead = 0.1;
 
 class LogitReference {
  public:

@@ -40,6 +40,21 @@ TEST(LogitCompare, TwoTokens) {
   EXPECT_NEAR(sum.covered, 1.0, 1e-12);
 }
 
+// A lead of less than a tenth counts among all positions only.
+TEST(LogitCompare, ClearPositions) {
+  const std::vector<int32_t> tokens = {0, 1, 0};
+  LogitReference reference(2, tokens);
+  reference.Keep(0, std::vector<float>{1.0f, 0.5f});
+  reference.Keep(1, std::vector<float>{1.0f, 0.95f});
+  Divergence sum;
+  reference.Compare(0, std::vector<float>{1.0f, 0.0f}, sum);
+  reference.Compare(1, std::vector<float>{0.0f, 1.0f}, sum);
+  EXPECT_EQ(sum.positions, 2);
+  EXPECT_EQ(sum.same_top, 1);
+  EXPECT_EQ(sum.clear, 1);
+  EXPECT_EQ(sum.same_clear, 1);
+}
+
 // With more tokens than are kept, the others are one class: a lower bound of the whole divergence.
 TEST(LogitCompare, TheRestIsOneClass) {
   constexpr int kVocab = 10000;  // above kMost

@@ -11,10 +11,13 @@ class NiahLong : public ::testing::TestWithParam<int64_t> {};
 TEST_P(NiahLong, SparseIsDenseIsRight) {
   const std::unique_ptr<Engine> engine = MustMake(NeedleConfig(4096));
   NiahOptions options;
-  options.kinds = {NiahKind::kSingle, NiahKind::kMultiKey};
+  // 32K tokens take half a minute on two idle cores, 131K seven minutes: one question each there,
+  // the harder one. `lserve eval niah --device cuda` asks more (docs/studies/fidelity.md).
+  const bool is_long = GetParam() > 20000;
+  options.kinds = {NiahKind::kMultiKey};
+  if (!is_long) options.kinds.push_back(NiahKind::kSingle);
   options.lengths = {GetParam()};
-  // A document of 131K tokens takes minutes on two cores.
-  options.depths = GetParam() > 20000 ? std::vector<double>{0.35} : std::vector<double>{0, 0.5, 1};
+  options.depths = is_long ? std::vector<double>{0.35} : std::vector<double>{0, 0.5, 1};
   const TrialRun run = RunNiah(*engine, options);
   ASSERT_TRUE(run.status.ok()) << run.status.message();
   const TrialSummary summary = Summarize(run.records);

@@ -14,12 +14,13 @@ namespace {
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 constexpr int64_t kTokens = 300;
 
-KvShape Shape(DType dtype) {
+// 48 is no multiple of a vector's length.
+KvShape Shape(DType dtype, int head_dim = 48, int group = 2) {
   return {.dtype = dtype,
-          .head_dim = 48,  // no multiple of a vector's length
+          .head_dim = head_dim,
           .num_kv_heads = 3,
           .kinds = {1, 0, 1},
-          .group = 2,
+          .group = group,
           .num_tokens = {kTokens}};
 }
 
@@ -114,7 +115,7 @@ class PageLogSumsParity : public testing::TestWithParam<SubjectAndType> {};
 
 TEST_P(PageLogSumsParity, AsTheReference) {
   const auto& [subject, dtype] = GetParam();
-  const KvShape shape = Shape(dtype);
+  const KvShape shape = Shape(dtype, subject.Supports(48) ? 48 : 96, 5);
   const TokenFill fill = RandomTokens(7, shape.head_dim);
   const std::vector<float> q = RandomFloats(9, 3 * shape.q_cols());
   const std::unique_ptr<Backend> reference = Make(Subjects()[0]), backend = Make(subject);

@@ -106,6 +106,15 @@ class StagedBackend final : public Backend {
   Status DecodeAttention(const AttentionParams& params) override {
     return Attend(params, &Backend::DecodeAttention);
   }
+  Status PageLogSums(const PageLogSumsParams& params) override {
+    Stage stage(inner_.get());
+    PageLogSumsParams p = params;
+    p.q = stage.In(params.q);
+    const int64_t rows = static_cast<int64_t>(params.plan->rows.size()) * params.num_q_heads;
+    p.log_sums = stage.InOut({params.log_sums, DType::kF32, rows, params.stride, params.stride})
+                     .row<float>(0);
+    return stage.Finish(inner_->PageLogSums(p));
+  }
 
  private:
   // The copies of one op. A host array that is given twice has one copy.

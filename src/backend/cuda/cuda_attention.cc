@@ -246,6 +246,32 @@ Status CudaBackend::DecodeAttention(const AttentionParams& params) {
   return Status();
 }
 
+Status CudaBackend::PageLogSums(const PageLogSumsParams& params) {
+  const auto& store = static_cast<const CudaKvStore&>(*params.store);
+  const PagePlan& plan = *params.plan;
+  uploads_.BeginOp();
+  PageLogSumsArgs args = {
+      .layer = store.View(params.layer, Group(store.layout(), params.num_q_heads)),
+      .dtype = store.layout().dtype};
+  for (const PlanRow& row : plan.rows) {
+    LS_CHECK_EQ(row.num_queries, 1);
+    LS_CHECK_LE(row.newest.last, params.stride);
+    args.max_pages = std::max(args.max_pages, MostPages(plan, row));
+  }
+  args.plan.rows = LS_TRY(uploads_.Upload(std::span(plan.rows)));
+  args.plan.runs = LS_TRY(uploads_.Upload(std::span(plan.runs)));
+  args.plan.selections = LS_TRY(uploads_.Upload(std::span(plan.selections)));
+  args.plan.num_rows = static_cast<int>(plan.rows.size());
+  args.sequences = LS_TRY(UploadSequences(params.sequences));
+  args.q = View(params.q);
+  args.num_q_heads = params.num_q_heads;
+  args.scale = params.scale;
+  args.log_sums = params.log_sums;
+  args.stride = params.stride;
+  LS_CUDA(LaunchPageLogSums(args, stream_));
+  return Status();
+}
+
 Status CudaBackend::SelectPages(const SelectPagesParams& params) {
   const auto& store = static_cast<const CudaKvStore&>(*params.store);
   uploads_.BeginOp();

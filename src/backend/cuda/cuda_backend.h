@@ -68,6 +68,7 @@ class CudaBackend : public Backend {
   Status SelectTiles(const SelectTilesParams& params) override;
   Status PrefillAttention(const AttentionParams& params) override;
   Status DecodeAttention(const AttentionParams& params) override;
+  Status PageLogSums(const PageLogSumsParams& params) override;
 
  private:
   CudaBackend(

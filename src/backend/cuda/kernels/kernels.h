@@ -163,6 +163,21 @@ struct SelectPagesArgs {
 size_t SelectPagesScratchBytes(const SelectPagesArgs& args);
 cudaError_t LaunchSelectPages(const SelectPagesArgs& args, cudaStream_t stream);
 
+// --- page_log_sums.cu
+struct PageLogSumsArgs {
+  LayerView layer = {};
+  DType dtype = DType::kBf16;
+  PlanView plan = {};  // `order` is not read
+  const SequenceView* sequences = nullptr;
+  ConstMatrixView q = {};
+  int num_q_heads = 0;
+  float scale = 0;
+  int max_pages = 0;  // that a row visits at most; the grid follows
+  float* log_sums = nullptr;
+  int64_t stride = 0;
+};
+cudaError_t LaunchPageLogSums(const PageLogSumsArgs& args, cudaStream_t stream);
+
 // --- select_tiles.cu
 struct TileSelect {
   int first_query = 0;
