@@ -137,7 +137,7 @@ TEST_F(KvTiers, HostMemoryKeepsWhatTheCacheDrops) {
   config.kv_cache_bytes = size_t{6} << 20;
   const std::unique_ptr<Engine> engine = MakeEngine(config);
   const Answer first = RunOne(*engine, Ask(2));
-  for (uint64_t i = 0; engine->host_tier().stretches < 40; ++i) {
+  for (uint64_t i = 0; engine->host_tier().stretches < 24; ++i) {
     Request filler = Ask(2);
     filler.prompt = RandomTokens(2300, 97, 50 + i);
     filler.keep_prefix = 2300;

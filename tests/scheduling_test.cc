@@ -11,13 +11,13 @@ namespace {
 
 class Scheduling : public testing::Test {
  protected:
-  // A page is 200 KB in all.
+  // Few and wide, so that pages are large (150 and 50 KB) and steps are short.
   static RandomModelShape Shape() {
     RandomModelShape shape;
-    shape.head_dim = 64;
-    shape.layers = 6;
+    shape.head_dim = 192;
+    shape.layers = 2;
     shape.max_positions = 4096;
-    shape.kinds = {1, 0, 0, 1, 1, 1, 0, 0, 1, 0, 1, 1};
+    shape.kinds = {1, 1, 1, 0};
     return shape;
   }
   EngineConfig Config(AttentionMode mode, size_t kv_bytes) {
@@ -64,7 +64,7 @@ TEST_F(Scheduling, PreemptionChangesNoAnswer) {
   const auto requests = [&] {
     std::vector<Request> all;
     for (uint64_t i = 0; i < 4; ++i) {
-      all.push_back(Ask(200 + 30 * static_cast<int64_t>(i), i, 1300));
+      all.push_back(Ask(200 + 10 * static_cast<int64_t>(i), i, 800));
       all.back().keep_prefix = i % 2 == 0 ? 200 : 0;
       if (i == 3) {  // draws, and with penalties: its state must survive
         all.back().sampling.temperature = 1;
@@ -74,8 +74,7 @@ TEST_F(Scheduling, PreemptionChangesNoAnswer) {
     }
     return all;
   };
-  const std::unique_ptr<Engine> small =
-      MakeEngine(Config(AttentionMode::kSparse, size_t{10} << 20));
+  const std::unique_ptr<Engine> small = MakeEngine(Config(AttentionMode::kSparse, size_t{8} << 20));
   const std::vector<Answer> pressed = RunAll(*small, requests());
   EXPECT_GT(small->num_preemptions(), 0);
   EXPECT_LT(small->num_preemptions(), 8) << "work is thrown away again and again";
@@ -103,7 +102,7 @@ TEST_F(Scheduling, PreemptionChangesNoAnswer) {
 // one after the other would take at most, and every page comes back.
 TEST_F(Scheduling, AFullCacheAlwaysMakesProgress) {
   const std::unique_ptr<Engine> engine =
-      MakeEngine(Config(AttentionMode::kSparse, size_t{10} << 20));
+      MakeEngine(Config(AttentionMode::kSparse, size_t{8} << 20));
   std::vector<RequestId> ids;
   int64_t most_steps = 0;
   for (uint64_t i = 0; i < 14; ++i) {

@@ -103,7 +103,7 @@ Status DiskTier::ReadIndex() {
   std::error_code error;
   std::vector<std::pair<std::filesystem::file_time_type, std::string>> found;
   for (const auto& file : std::filesystem::directory_iterator(config_.dir, error)) {
-    const std::filesystem::path path = file.path();
+    const std::filesystem::path& path = file.path();
     const std::string name = path.stem().string();
     if (path.extension() == ".tmp") {
       std::filesystem::remove(path, error);  // of a run that was killed
@@ -182,8 +182,8 @@ bool DiskTier::Has(std::string_view family, std::span<const int32_t> tokens) con
 }
 
 void DiskTier::Save(std::shared_ptr<const Stretch> stretch) {
-  Write write{.name = index_.NameOf(stretch->snapshot.family, stretch->snapshot.tokens),
-              .stretch = std::move(stretch)};
+  std::string name = index_.NameOf(stretch->snapshot.family, stretch->snapshot.tokens);
+  Write write{.name = std::move(name), .stretch = std::move(stretch)};
   {
     const std::lock_guard lock(mutex_);
     const uint64_t bytes = write.stretch->pages.size();
@@ -271,13 +271,13 @@ Status DiskTier::WriteFile(const Write& write, std::span<const std::byte> prolog
     const File file(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW);
     if (!file.ok()) return IoError(temporary, "make it");
     if (!file.Append(prologue) || !file.Append(write.stretch->pages)) {
-      const Status status = IoError(temporary, "write it");
+      Status status = IoError(temporary, "write it");
       unlink(temporary.c_str());
       return status;
     }
   }
   if (rename(temporary.c_str(), path.c_str()) == 0) return Status();
-  const Status status = IoError(path, "rename the new file to it");
+  Status status = IoError(path, "rename the new file to it");
   unlink(temporary.c_str());
   return status;
 }
