@@ -31,9 +31,10 @@ void AddCalibrateFlags(FlagSet& flags, CalibrateOptions& out) {
                 "parts of each text that are used at most; every second one is for the checks");
   flags.Size("--seed,-s", out.seed, 0, {}, "NUMBER", "of what is random in the documents");
   flags.Group("Which heads stream");
-  flags.Choice("--rank", out.rank, {"peak", "ablation"},
-               "peak: by what one dense run shows of each head. ablation: by what is lost when that "
-               "head alone streams: truer, and a run for every head");
+  flags.Choice(
+      "--rank", out.rank, {"peak", "ablation"},
+      "peak: by what one dense run shows of each head. ablation: by what is lost when that "
+      "head alone streams: truer, and a run for every head");
   flags.Number("--target-ratio", out.target_ratio, 0.0, 1.0,
                "share of the KV heads that stream. Default: 0.5");
   flags.Number("--max-loss", out.max_loss, 0.0, 100.0,

@@ -176,8 +176,8 @@ class AddressChecker final : public MeteredBackend {
         rows += std::to_string(field) + " ";
       }
     }
-    for (const void* address : {static_cast<const void*>(&plan),
-                                static_cast<const void*>(plan.rows.data())}) {
+    for (const void* address :
+         {static_cast<const void*>(&plan), static_cast<const void*>(plan.rows.data())}) {
       const auto [at, is_new] = seen_.try_emplace(address, rows);
       if (!is_new && at->second != rows) ++*violations_;
     }

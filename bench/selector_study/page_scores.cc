@@ -8,7 +8,8 @@
 #include "base/check.h"
 
 // One build for every processor with a fast path where it has the instructions.
-#define LS_STUDY_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define LS_STUDY_CLONES \
+  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 
 namespace lserve::study {
 namespace {
@@ -73,8 +74,7 @@ float ScoreOfMoments(Score score, const float* m, std::span<const float> q, floa
     case Score::kMeanRoot:
       return scale * (Dot(q.data(), mean, n) + std::sqrt(VarianceOf(q.data(), variance, n)));
     case Score::kGaussian:
-      return scale * Dot(q.data(), mean, n) +
-             scale * scale * VarianceOf(q.data(), variance, n) / 2;
+      return scale * Dot(q.data(), mean, n) + scale * scale * VarianceOf(q.data(), variance, n) / 2;
     case Score::kTrueMax:
     case Score::kTrueMass:
       break;
@@ -111,9 +111,9 @@ std::vector<PageIdx> TakeTurns(const std::vector<float>& scores, int group, int 
 }  // namespace
 
 std::string_view Name(Score score) {
-  constexpr std::string_view kNames[] = {"bound",    "box_75",    "box_50",   "box_25",
-                                         "middle",   "mean",      "mean_abs", "mean_root",
-                                         "gaussian", "true_max",  "true_mass"};
+  constexpr std::string_view kNames[] = {"bound",    "box_75",   "box_50",   "box_25",
+                                         "middle",   "mean",     "mean_abs", "mean_root",
+                                         "gaussian", "true_max", "true_mass"};
   return kNames[static_cast<size_t>(score)];
 }
 
@@ -132,9 +132,8 @@ std::vector<PageIdx> ChoosePages(Grouping grouping,
   if (grouping == Grouping::kSoftmaxMean) {
     return BestPages(MeanSoftmax(scores, group, 1.0f), count);
   }
-  std::vector<double> merged(n, grouping == Grouping::kRawMean
-                                    ? 0.0
-                                    : -std::numeric_limits<double>::infinity());
+  std::vector<double> merged(
+      n, grouping == Grouping::kRawMean ? 0.0 : -std::numeric_limits<double>::infinity());
   for (int h = 0; h < group; ++h) {
     std::span<const float> row = std::span(scores).subspan(static_cast<size_t>(h) * n, n);
     std::vector<double> softmax;
@@ -155,8 +154,7 @@ PageScores::Part& PageScores::Find(int layer, int slot, PageId page) {
   const WayLayout& way = store_.layout().way(Way::kRetrieval);
   std::vector<Part>& parts = pages_[page];
   if (parts.empty()) parts.resize(static_cast<size_t>(way.num_entries));
-  Part& part =
-      parts[static_cast<size_t>(way.first_entry[static_cast<size_t>(layer)] + slot)];
+  Part& part = parts[static_cast<size_t>(way.first_entry[static_cast<size_t>(layer)] + slot)];
   if (part.keys.empty()) {
     const std::byte* kv = store_.kv_part(Way::kRetrieval, page, layer, slot);
     for (int token = 0; token < kPageTokens; ++token) {

@@ -20,22 +20,22 @@ namespace lserve::study {
 // for kGaussian and kTrueMass, which are logarithms of weights and add up.
 enum class Score : uint8_t {
   // With the box of the keys, its middle m and its half width r: q m + x sum over d of |q| r.
-  kBound,      // x = 1, sum over d of max(q min, q max): no key can have more
-  kBox75,      // x = 3/4
-  kBox50,      // x = 1/2
-  kBox25,      // x = 1/4
-  kMiddle,     // x = 0
-  kMean,       // q mean
-  kMeanAbs,    // q mean + sum over d of |q| deviation
-  kMeanRoot,   // q mean + root of the sum of q^2 variance
-  kGaussian,   // ln of the weight of normally distributed keys: q mean + q^2 variance / 2
-  kTrueMax,    // the largest q k: an oracle that reads every key
-  kTrueMass,   // ln of the sum of exp(q k): likewise
+  kBound,     // x = 1, sum over d of max(q min, q max): no key can have more
+  kBox75,     // x = 3/4
+  kBox50,     // x = 1/2
+  kBox25,     // x = 1/4
+  kMiddle,    // x = 0
+  kMean,      // q mean
+  kMeanAbs,   // q mean + sum over d of |q| deviation
+  kMeanRoot,  // q mean + root of the sum of q^2 variance
+  kGaussian,  // ln of the weight of normally distributed keys: q mean + q^2 variance / 2
+  kTrueMax,   // the largest q k: an oracle that reads every key
+  kTrueMass,  // ln of the sum of exp(q k): likewise
 };
-inline constexpr Score kScores[] = {Score::kBound,    Score::kBox75,   Score::kBox50,
-                                    Score::kBox25,    Score::kMiddle,  Score::kMean,
-                                    Score::kMeanAbs,  Score::kMeanRoot, Score::kGaussian,
-                                    Score::kTrueMax,  Score::kTrueMass};
+inline constexpr Score kScores[] = {Score::kBound,   Score::kBox75,    Score::kBox50,
+                                    Score::kBox25,   Score::kMiddle,   Score::kMean,
+                                    Score::kMeanAbs, Score::kMeanRoot, Score::kGaussian,
+                                    Score::kTrueMax, Score::kTrueMass};
 std::string_view Name(Score score);
 
 // How the query heads of a group agree on one list.

@@ -108,8 +108,7 @@ void SelectorBackend::Select(const SelectPagesParams& params,
   for (PageIdx& page : best) page += free.first;
   const std::vector<PageRun> runs = MergeRuns(request, free, best);
   LS_CHECK_LE(static_cast<int>(runs.size()), request.table.capacity);
-  std::copy(runs.begin(), runs.end(),
-            request.table.runs + int64_t{entry} * request.table.capacity);
+  std::copy(runs.begin(), runs.end(), request.table.runs + int64_t{entry} * request.table.capacity);
   request.table.num_runs[entry] = static_cast<int>(runs.size());
 }
 

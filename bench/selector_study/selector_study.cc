@@ -6,7 +6,8 @@
 //   selector_study OUT.jsonl needle LENGTH SEED half|none     the heads that stream
 //   selector_study OUT.jsonl text LENGTH FILE half|none
 //   selector_study OUT.jsonl random LENGTH FILE SHAPE         sharp random weights: kRandomShapes
-//   selector_study ... PART/PARTS                             every PARTS-th selector, on one thread
+//   selector_study ... PART/PARTS                             every PARTS-th selector, on one
+//   thread
 //
 // Appends to OUT.jsonl and skips what is in it.
 #include <cmath>
@@ -33,7 +34,7 @@ namespace {
 
 constexpr int64_t kTextAnswer = 48;    // tokens decoded after a text
 constexpr int64_t kRecallStride = 16;  // of them, steps from one that is looked at to the next
-constexpr int kReadAll = 1 << 30;     // a budget
+constexpr int kReadAll = 1 << 30;      // a budget
 
 struct Item {
   std::vector<int32_t> prompt;
@@ -73,10 +74,11 @@ T Must(Result<T> result) {
 
 std::vector<Strategy> Strategies(bool few) {
   std::vector<Strategy> all;
-  const std::vector<int> budgets = few ? std::vector<int>{512, 1024, 2048}
-                                       : std::vector<int>{256, 512, 1024, 2048, 4096, 8192};
+  const std::vector<int> budgets =
+      few ? std::vector<int>{512, 1024, 2048} : std::vector<int>{256, 512, 1024, 2048, 4096, 8192};
   for (const int budget : budgets) {
-    for (const int interval : {1, 2, 4, 8, 16}) all.push_back({.budget = budget, .interval = interval});
+    for (const int interval : {1, 2, 4, 8, 16})
+      all.push_back({.budget = budget, .interval = interval});
   }
   for (const int budget : {512, 1024, 2048}) {
     for (const int interval : {1, 4}) {
@@ -207,8 +209,7 @@ ModelInMemory MakeSharpModel(const std::string& name) {
       if (tensor_name.find("q_proj") != std::string::npos ||
           tensor_name.find("k_proj") != std::string::npos) {
         const auto* from = reinterpret_cast<const Bf16*>(info.data.data());
-        std::vector<Bf16>& to =
-            memory->sharp.emplace_back(info.data.size() / sizeof(Bf16), Bf16{});
+        std::vector<Bf16>& to = memory->sharp.emplace_back(info.data.size() / sizeof(Bf16), Bf16{});
         for (size_t i = 0; i < to.size(); ++i) to[i] = ToBf16(kSharpness * ToFloat(from[i]));
         tensor.data = std::as_bytes(std::span<const Bf16>(to));
       }
@@ -333,7 +334,10 @@ struct Where {
   std::string heads;   // half, none; of random: the shape
 };
 
-Json Record(const Where& where, const std::optional<Strategy>& strategy, int budget, const Tally& t) {
+Json Record(const Where& where,
+            const std::optional<Strategy>& strategy,
+            int budget,
+            const Tally& t) {
   const auto per = [](double sum, int64_t count) {
     return count > 0 ? Json(sum / static_cast<double>(count)) : Json();
   };
@@ -410,7 +414,8 @@ int Main(const std::vector<std::string>& args) {
     items = NeedleItems(*study.engine().tokenizer(), where.length,
                         static_cast<uint64_t>(std::atoll(args[3].c_str())));
   } else if (where.task == "text") {
-    items = TextItems(Must(PlainTokens(*study.engine().tokenizer(), ReadText(args[3]))), where.length);
+    items =
+        TextItems(Must(PlainTokens(*study.engine().tokenizer(), ReadText(args[3]))), where.length);
   } else {
     std::vector<int32_t> bytes;
     for (const char c : ReadText(args[3])) bytes.push_back(static_cast<unsigned char>(c));

@@ -36,9 +36,10 @@ std::string MethodOf(const CalibrationOptions& options) {
   const std::string samples = StrCat("mean over ", options.samples.size(),
                                      " samples, questions and texts weighing the same");
   if (options.rank == HeadRank::kAblation) {
-    return StrCat("lserve calibrate --rank ablation: KL(dense || this head alone sees sink and "
-                  "window) in nats per token; ",
-                  samples);
+    return StrCat(
+        "lserve calibrate --rank ablation: KL(dense || this head alone sees sink and "
+        "window) in nats per token; ",
+        samples);
   }
   return StrCat(
       "lserve calibrate: attention outside sink and window times relative change of the output "
@@ -115,9 +116,8 @@ std::string AblationText(const CalibrationResult& result) {
   constexpr size_t kMostLines = 12;
   std::vector<size_t> order(result.alone.size());
   std::iota(order.begin(), order.end(), size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
-    return result.file.score[a] > result.file.score[b];
-  });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return result.file.score[a] > result.file.score[b]; });
   std::vector<std::vector<std::string>> rows = {
       {"alone", "kind", "answers right", "KL, answers", "KL, texts"}};
   const auto kl = [](const std::optional<double>& value) { return value ? Fixed(*value, 5) : "-"; };
@@ -178,8 +178,7 @@ Json CalibrationToJson(const CalibrationResult& result, const CalibrationOptions
 
 std::string CalibrationText(const CalibrationResult& result, const CalibrationOptions& options) {
   return StrCat(HeatMapText(result.file), ScoreTable(result), AblationText(result),
-                CheckTable(result),
-                ComparisonText(result, options));
+                CheckTable(result), ComparisonText(result, options));
 }
 
 std::string CalibrationSvg(const CalibrationResult& result) {

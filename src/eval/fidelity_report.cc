@@ -31,7 +31,8 @@ std::map<Setting, FidelityRecord> Merged(std::span<const FidelityRecord> records
 }
 
 struct Means {
-  double same_top = 0.0, same_clear = 0.0, kl = 0.0, covered = 0.0, perplexity = 0.0, reference_perplexity = 0.0;
+  double same_top = 0.0, same_clear = 0.0, kl = 0.0, covered = 0.0, perplexity = 0.0,
+         reference_perplexity = 0.0;
   double share = 1.0;
 
   explicit Means(const FidelityRecord& record) {
@@ -266,16 +267,17 @@ Result<FidelityRecord> FidelityFromJson(const Json& json, const std::string& sou
 
 std::string FidelityTable(std::span<const FidelityRecord> records) {
   std::vector<std::vector<std::string>> rows = {{"heads", "phase", "budget", "positions", "top-1",
-                                                 "clear top-1", "KL", "ppl dense", "ppl sparse", "visited",
-                                                 "recall", "streaming recall"}};
+                                                 "clear top-1", "KL", "ppl dense", "ppl sparse",
+                                                 "visited", "recall", "streaming recall"}};
   for (const auto& [setting, record] : Merged(records)) {
     const Means means(record);
     rows.push_back({HeadsName(record), record.budget ? "decode" : "prefill",
                     record.budget ? Grouped(*record.budget) : std::string("-"),
                     Grouped(record.divergence.positions), Percent(means.same_top, 2),
-                    Percent(means.same_clear, 2), Fixed(means.kl, 5), Fixed(means.reference_perplexity, 3),
-                    Fixed(means.perplexity, 3), Percent(means.share),
-                    RecallText(record.recall, false), RecallText(record.recall, true)});
+                    Percent(means.same_clear, 2), Fixed(means.kl, 5),
+                    Fixed(means.reference_perplexity, 3), Fixed(means.perplexity, 3),
+                    Percent(means.share), RecallText(record.recall, false),
+                    RecallText(record.recall, true)});
   }
   double covered = 1.0;
   for (const FidelityRecord& record : records) covered = std::min(covered, Means(record).covered);
@@ -283,7 +285,8 @@ std::string FidelityTable(std::span<const FidelityRecord> records) {
       TextTable(rows),
       "\ntop-1: positions with the same most probable token; clear: of those where dense "
       "attention's leads by ",
-      Fixed(kClearLead, 1), " nats at least.\nKL(dense || sparse) in nats per position, over the most "
+      Fixed(kClearLead, 1),
+      " nats at least.\nKL(dense || sparse) in nats per position, over the most "
       "probable tokens and the rest as one; those hold ",
       Percent(covered, 3), " of the probability or more.\nvisited: pages in decode, ",
       "tiles in prefill. Dense read all of them.\nrecall: share of the attention on what the heads "

@@ -12,7 +12,7 @@ namespace lserve {
 
 struct Divergence {
   int64_t positions = 0;
-  int64_t same_top = 0;         // positions with the same most probable token
+  int64_t same_top = 0;  // positions with the same most probable token
   // The same of the positions where the first run's most probable token leads by kClearLead: the
   // order of the others turns with the rounding of a sum (docs/studies/fidelity.md).
   int64_t clear = 0, same_clear = 0;

@@ -111,8 +111,8 @@ class StagedBackend final : public Backend {
     PageLogSumsParams p = params;
     p.q = stage.In(params.q);
     const int64_t rows = static_cast<int64_t>(params.plan->rows.size()) * params.num_q_heads;
-    p.log_sums =
-        stage.InOut({params.log_sums, DType::kF32, rows, params.stride, params.stride}).row<float>(0);
+    p.log_sums = stage.InOut({params.log_sums, DType::kF32, rows, params.stride, params.stride})
+                     .row<float>(0);
     return stage.Finish(inner_->PageLogSums(p));
   }
 

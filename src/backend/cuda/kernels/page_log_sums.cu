@@ -137,11 +137,11 @@ cudaError_t LaunchPageLogSums(const PageLogSumsArgs& args, cudaStream_t stream) 
   const int64_t fill_blocks = std::min<int64_t>((count + kFillThreads - 1) / kFillThreads, 4096);
   FillKernel<<<static_cast<unsigned>(fill_blocks), kFillThreads, 0, stream>>>(args.log_sums, count);
   const int pages_per_block = kWarps * kPagesPerWarp;
-  const dim3 grid(static_cast<unsigned>(std::clamp(
-                      (args.max_pages + pages_per_block - 1) / pages_per_block, 1, kMaxBlocks)),
-                  static_cast<unsigned>(std::max(args.layer.ways[0].num_slots,
-                                                 args.layer.ways[1].num_slots)),
-                  static_cast<unsigned>(args.plan.num_rows));
+  const dim3 grid(
+      static_cast<unsigned>(
+          std::clamp((args.max_pages + pages_per_block - 1) / pages_per_block, 1, kMaxBlocks)),
+      static_cast<unsigned>(std::max(args.layer.ways[0].num_slots, args.layer.ways[1].num_slots)),
+      static_cast<unsigned>(args.plan.num_rows));
   switch (args.dtype) {
     case DType::kBf16:
       PageLogSumsKernel<KvType::kBf16><<<grid, kThreads, 0, stream>>>(args);
