@@ -56,8 +56,8 @@ int SizeIndex(int logical) {
 
 float ScoreOfMoments(Score score, const float* m, std::span<const float> q, float scale) {
   const int n = static_cast<int>(q.size());
-  const float* mean = m + kMean * n;
-  const float* variance = m + kVariance * n;
+  const float* mean = m + int64_t{kMean} * n;
+  const float* variance = m + int64_t{kVariance} * n;
   switch (score) {
     case Score::kBound:
     case Score::kBox75:
@@ -65,7 +65,7 @@ float ScoreOfMoments(Score score, const float* m, std::span<const float> q, floa
     case Score::kBox25:
     case Score::kMiddle: {
       const float x = 1.0f - 0.25f * static_cast<float>(score);
-      return scale * BoxOf(q.data(), m + kMin * n, m + kMax * n, x, n);
+      return scale * BoxOf(q.data(), m + int64_t{kMin} * n, m + int64_t{kMax} * n, x, n);
     }
     case Score::kMean:
       return scale * Dot(q.data(), mean, n);
@@ -207,12 +207,13 @@ void PageScores::Compute(Score score,
     std::vector<float> values;
     if (score == Score::kTrueMax || score == Score::kTrueMass) {
       for (int token = 0; token < kPageTokens; ++token) {
-        values.push_back(scale * Dot(q.data(), part.keys.data() + token * n, n));
+        values.push_back(scale * Dot(q.data(), part.keys.data() + int64_t{token} * n, n));
       }
     } else {
       const std::vector<float>& moments = Moments(part, logical);
       for (int l = 0; l < kPageTokens / logical; ++l) {
-        values.push_back(ScoreOfMoments(score, moments.data() + l * kNumMoments * n, q, scale));
+        values.push_back(
+            ScoreOfMoments(score, moments.data() + int64_t{l} * kNumMoments * n, q, scale));
       }
     }
     scores[i] = score == Score::kGaussian || score == Score::kTrueMass

@@ -99,10 +99,11 @@ void SelectorBackend::Select(const SelectPagesParams& params,
   }
   std::vector<float> scores(static_cast<size_t>(group) * pages.size());
   for (int h = 0; h < group; ++h) {
-    scores_->Compute(strategy_->score, strategy_->logical, params.layer, slot, pages,
-                     std::span(q).subspan(static_cast<size_t>(h * layout.head_dim),
-                                          static_cast<size_t>(layout.head_dim)),
-                     params.scale, scores.data() + static_cast<size_t>(h) * pages.size());
+    scores_->Compute(
+        strategy_->score, strategy_->logical, params.layer, slot, pages,
+        std::span(q).subspan(static_cast<size_t>(h) * static_cast<size_t>(layout.head_dim),
+                             static_cast<size_t>(layout.head_dim)),
+        params.scale, scores.data() + static_cast<size_t>(h) * pages.size());
   }
   std::vector<PageIdx> best = ChoosePages(strategy_->grouping, scores, group, free.num_chosen);
   for (PageIdx& page : best) page += free.first;

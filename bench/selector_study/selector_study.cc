@@ -154,7 +154,8 @@ std::vector<Item> TextItems(const std::vector<int32_t>& tokens, int64_t length) 
     Die(StrCat("the text has ", tokens.size(), " tokens, expected at least ", length));
   }
   std::vector<Item> items;
-  for (int64_t end = length - 2 * 512; end <= length; end += 512) {
+  constexpr int64_t kApart = 512;
+  for (int64_t end = length - 2 * kApart; end <= length; end += kApart) {
     Item item;
     item.prompt.assign(tokens.begin(), tokens.begin() + (end - kTextAnswer));
     item.answer.assign(tokens.begin() + (end - kTextAnswer), tokens.begin() + end);
@@ -184,7 +185,7 @@ ModelInMemory MakeSharpModel(const std::string& name) {
     ModelConfig config;
     config.name = name;
     config.hidden_size = shape.hidden;
-    config.intermediate_size = 2 * shape.hidden;
+    config.intermediate_size = int64_t{2} * shape.hidden;
     config.num_layers = shape.layers;
     config.num_q_heads = shape.q_heads;
     config.num_kv_heads = shape.kv_heads;

@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 
 #include "support/eval_support.h"
+#include "support/random_checkpoint.h"
 
 namespace lserve {
 namespace {
@@ -105,6 +106,41 @@ TEST(Calibration, MaxLossTakesAsManyAsItAllows) {
       EXPECT_GT(check.kl(), 0.02);
     }
   }
+}
+
+// Each head alone, on the samples: the score is what that costs, and the cut goes by it.
+TEST(Calibration, AblationRanksByWhatAHeadCostsAlone) {
+  const RandomCheckpoint checkpoint({.kinds = {}});
+  CalibrationOptions options;
+  options.config.model_dir = checkpoint.dir();
+  options.config.attention.sink_tokens = 16;
+  options.config.attention.recent_tokens = 32;
+  for (const uint64_t seed : {1, 2}) {
+    const std::vector<int32_t> tokens = RandomTokens(400, 97, seed);
+    (seed == 1 ? options.samples : options.checks)
+        .push_back(TextSamples("text", tokens, 400, 1, 48).value()[0]);
+  }
+  options.rank = HeadRank::kAblation;
+  options.target_ratio = 0.5;
+  const CalibrationResult result = RunCalibration(options, {}).value();
+  ASSERT_THAT(result.alone, SizeIs(6));
+  double least_kept = 1e9, most_streaming = 0;
+  for (size_t head = 0; head < result.alone.size(); ++head) {
+    const CutCheck& alone = result.alone[head];
+    EXPECT_EQ(alone.streaming_heads, 1);
+    EXPECT_FALSE(alone.answer_kl.has_value());
+    EXPECT_GT(*alone.text_kl, 0);
+    EXPECT_EQ(result.file.score[head], static_cast<float>(*alone.text_kl));
+    if ((*result.file.kind)[head] == 1) {
+      least_kept = std::min(least_kept, alone.mean_kl());
+    } else {
+      most_streaming = std::max(most_streaming, alone.mean_kl());
+    }
+  }
+  EXPECT_LT(most_streaming, least_kept);
+  EXPECT_EQ(result.checks.at(0).streaming_heads, 3);
+  EXPECT_THAT(CalibrationText(result, options), HasSubstr("head 2.1"));
+  EXPECT_THAT(WriteJson(CalibrationToJson(result, options)), HasSubstr("--rank ablation"));
 }
 
 TEST(Calibration, StopsWhenTold) {
