@@ -169,6 +169,10 @@ Service::Service(ServiceConfig config,
       connections_(std::move(connections)),
       started_at_(UnixSeconds()),
       tool_style_(ToolStyleOf(engine->engine().tokenizer()->ChatTemplateSource())),
+      key_limiter_(
+          std::make_shared<KeyLimiter>(config_.default_key_limits,
+                                       config_.key_limits,
+                                       [since = Stopwatch()] { return since.seconds(); })),
       grammars_(engine->engine().tokenizer(), engine->engine().info().end_tokens) {}
 
 std::string Service::HandlerName(std::string_view path) {
@@ -533,10 +537,32 @@ void Service::Generate(const Call& call,
   setup.tool_style = answering.tool_style;
   setup.tools = std::move(answering.tools);
   setup.heartbeat_seconds = config_.heartbeat_seconds;
+  if (const auto error = TakeLease(call, requests, &setup))
+    return SendError({call.exchange, std::move(setup.headers)}, *error);
   if (const auto refusal = Generation::Start(std::move(setup), std::move(requests), first_alone,
                                              params.top_logprobs)) {
     SendError(call, FromRefusal(*refusal));
   }
+}
+
+std::optional<ApiError> Service::TakeLease(const Call& call,
+                                           const std::vector<Request>& requests,
+                                           GenerationSetup* setup) const {
+  const std::string_view key = PresentedKey(call.request());
+  if (config_.api_keys.empty() || IsKnownKey(key, config_.admin_keys)) return std::nullopt;
+  int64_t tokens = 0;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    // A prompt counts once, whatever the number of its choices.
+    if (i % setup->choices_per_prompt == 0)
+      tokens += static_cast<int64_t>(requests[i].prompt.size());
+    tokens += requests[i].max_tokens;
+  }
+  KeyAdmission admission = key_limiter_->Admit(key, tokens);
+  for (auto& header : admission.headers) setup->headers.push_back(std::move(header));
+  setup->lease = std::move(admission.lease);
+  if (admission.refused_by.empty()) return std::nullopt;
+  metrics_->ObserveRefused(admission.refused_by);
+  return std::move(admission.error);
 }
 
 void Service::Tokenize(const Call& call) const {

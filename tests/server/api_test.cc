@@ -455,6 +455,51 @@ TEST(ApiKeyTest, EveryRouteButTheProbesNeedsAKey) {
                    .headers.contains("access-control-allow-origin"));
 }
 
+TEST(KeyLimitsTest, AreHeldPerKeyAndSaidInHeaders) {
+  RunningServer server([](EngineConfig&, ServerConfig& config) {
+    config.service.api_keys = {"sk-one", "sk-two"};
+    config.service.admin_keys = {"sk-admin"};
+    config.service.default_key_limits = {.requests = 1, .tokens_per_minute = 100000};
+    config.service.key_limits["sk-two"] = {.requests_per_minute = 1};
+  });
+  const auto ask = [&](const char* key, const char* path = "/v1/chat/completions") {
+    return Post(server.port(), path, ChatJson("hi", R"(,"max_tokens":2)"),
+                StrCat("Authorization: Bearer ", key, "\r\n"));
+  };
+  const HttpReply first = ask("sk-one");
+  EXPECT_EQ(first.status, 200);
+  EXPECT_EQ(first.headers.at("x-ratelimit-limit-tokens"), "100000");
+  EXPECT_LT(std::atoi(first.headers.at("x-ratelimit-remaining-tokens").c_str()), 100000);
+  EXPECT_TRUE(first.headers.at("x-ratelimit-reset-tokens").ends_with("s"));
+  EXPECT_FALSE(first.headers.contains("x-ratelimit-limit-requests"));
+
+  HttpClient running(server.port());
+  running.Send(HttpClient::PostBytes(
+      "/v1/chat/completions",
+      ChatJson("hi", R"(,"stream":true,"ignore_eos":true,"max_tokens":30000)"),
+      "Authorization: Bearer sk-one\r\n"));
+  ASSERT_TRUE(running.ReadUntil("\"role\":\"assistant\""));
+  EXPECT_THAT(running.received(), HasSubstr("x-ratelimit-remaining-tokens: "));
+  const HttpReply refused = ask("sk-one");
+  EXPECT_EQ(refused.status, 429) << refused.body;
+  EXPECT_EQ(At(ParsedBody(refused), "error.code"), Json("rate_limit_exceeded"));
+  EXPECT_GE(std::atoi(refused.headers.at("retry-after").c_str()), 1);
+  EXPECT_EQ(At(ParsedBody(ask("sk-one", "/v1/messages")), "error.type"), Json("rate_limit_error"));
+  EXPECT_EQ(ask("sk-admin").status, 200);
+  EXPECT_FALSE(ask("sk-admin").headers.contains("x-ratelimit-limit-tokens"));
+
+  EXPECT_EQ(ask("sk-two").status, 200) << "another key is not concerned";
+  const HttpReply second = ask("sk-two");
+  EXPECT_EQ(second.status, 429);
+  EXPECT_EQ(second.headers.at("x-ratelimit-remaining-requests"), "0");
+  EXPECT_EQ(MetricValue(Get(server.port(), "/metrics", "Authorization: Bearer sk-admin\r\n").body,
+                        "lserve:requests_refused_total", "key_requests"),
+            1);
+  // A client that leaves gives its place back.
+  running.Close();
+  EXPECT_TRUE(server.WaitFor([&] { return ask("sk-one").status == 200; }));
+}
+
 TEST(AdminKeyTest, OpensWhatNoOtherKeyOpens) {
   RunningServer server([](EngineConfig&, ServerConfig& config) {
     config.service.api_keys = {"sk-user"};

@@ -149,6 +149,27 @@ TEST(ServeCommandTest, AFileOfOptionsAndTheCommandLineAbove) {
           "\"servd-model-name\" is no option of serve, expected perhaps --served-model-name"));
 }
 
+TEST(ServeCommandTest, LimitsStandInTheKeyFile) {
+  const std::string file = testing::TempDir() + "serve_keys";
+  std::ofstream(file) << "# of the team\nsk-a\nsk-b requests-per-minute=1\n";
+  ServeProcess server({"--api-key-file", file, "--requests-per-minute-per-key", "100"});
+  ASSERT_GT(server.port(), 0) << server.err();
+  for (const auto& [key, limit] : {std::pair("sk-a", "100"), std::pair("sk-b", "1")}) {
+    const HttpReply reply = Post(server.port(), "/v1/chat/completions", kChat,
+                                 StrCat("Authorization: Bearer ", key, "\r\n"));
+    EXPECT_EQ(reply.status, 200);
+    EXPECT_EQ(reply.headers.at("x-ratelimit-limit-requests"), limit);
+  }
+  std::ofstream(file) << "sk-a request=1\n";
+  ServeProcess wrong({"--api-key-file", file});
+  EXPECT_EQ(wrong.Wait(), 2);
+  EXPECT_THAT(wrong.err(), HasSubstr("line 1: after the key comes request"));
+  EXPECT_EQ(wrong.err().find("sk-a"), std::string::npos) << "keys are not shown";
+  ServeProcess alone({"--max-requests-per-key", "1"});
+  EXPECT_EQ(alone.Wait(), 2);
+  EXPECT_THAT(alone.err(), HasSubstr("without a key"));
+}
+
 TEST(ServeCommandTest, AnEmptyKeyFileIsRefused) {
   ServeProcess server({"--api-key-file", "/dev/null"});
   EXPECT_EQ(server.port(), 0);
