@@ -18,7 +18,9 @@ void AddListenFlags(FlagSet& flags, ServeOptions& out) {
   flags.Integer("--port", out.server.address.port, 0, "PORT", "0: any free one");
   flags.Text("--uds,--unix-socket", out.uds, "FILE", "listen on this Unix socket instead");
   flags.Text("--tls-cert,--ssl-certfile,--ssl-cert-file", out.server.address.tls_certificate,
-             "FILE", "speak TLS with this certificate (PEM, the chain after it)");
+             "FILE",
+             "speak TLS with this certificate (PEM, the chain after it); SIGHUP reads it and the "
+             "key again, for new connections");
   flags.Text("--tls-key,--ssl-keyfile,--ssl-key-file", out.server.address.tls_key, "FILE",
              "its key (PEM, without a passphrase)");
   flags.Texts("--served-model-name,--alias,-a", out.server.service.served_model_names, "NAME",

@@ -40,6 +40,9 @@ class Server {
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
 
+  // As HttpServer's.
+  Status ReloadCertificate() { return http_->ReloadCertificate(); }
+
   // Until `signals()`, asked some 50 times a second, is 1 and what was in flight has ended (or the
   // drain time is over), or 2. An error: the engine failed or hangs; then the process should end
   // without destroying this, for its thread may never return.

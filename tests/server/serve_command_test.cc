@@ -13,6 +13,7 @@
 #include "base/clock.h"
 #include "base/strings.h"
 #include "tests/server/http_client.h"
+#include "tests/server/tls_identity.h"
 
 namespace lserve {
 namespace {
@@ -41,14 +42,9 @@ class ServeProcess {
     }
     close(ends[1]);
     stderr_ = ends[0];
-    const std::string_view kListening = "listening at http://127.0.0.1:";
-    char c = 0;
-    while (read(stderr_, &c, 1) == 1) {
-      err_.push_back(c);
-      if (c == '\n' && err_.find(kListening) != std::string::npos) break;
-    }
-    const size_t at = err_.find(kListening);
-    if (at != std::string::npos) port_ = std::atoi(err_.c_str() + at + kListening.size());
+    const std::string_view kListening = "://127.0.0.1:";
+    if (!ReadUntil(kListening)) return;
+    port_ = std::atoi(err_.c_str() + err_.find(kListening) + kListening.size());
   }
   ~ServeProcess() {
     if (pid_ > 0) {
@@ -62,6 +58,16 @@ class ServeProcess {
 
   int port() const { return port_; }
   const std::string& err() const { return err_; }
+  // Reads stderr up to the end of a line that has `text`; false: the process ended without one.
+  bool ReadUntil(std::string_view text) {
+    const size_t from = err_.size();
+    char c = 0;
+    while (read(stderr_, &c, 1) == 1) {
+      err_.push_back(c);
+      if (c == '\n' && err_.find(text, from) != std::string::npos) return true;
+    }
+    return false;
+  }
   void Signal(int signal) const { kill(pid_, signal); }
   // The exit status, -1 for an end by a signal.
   int Wait() {
@@ -168,6 +174,19 @@ TEST(ServeCommandTest, LimitsStandInTheKeyFile) {
   ServeProcess alone({"--max-requests-per-key", "1"});
   EXPECT_EQ(alone.Wait(), 2);
   EXPECT_THAT(alone.err(), HasSubstr("without a key"));
+}
+
+TEST(ServeCommandTest, AHangUpReadsTheCertificateAgain) {
+  const TlsIdentity identity("hangup");
+  ServeProcess server({"--tls-cert", identity.certificate, "--tls-key", identity.key});
+  ASSERT_GT(server.port(), 0) << server.err();
+  server.Signal(SIGHUP);
+  EXPECT_TRUE(server.ReadUntil("new connections get the certificate")) << server.err();
+  std::ofstream(identity.key) << "no key";
+  server.Signal(SIGHUP);
+  EXPECT_TRUE(server.ReadUntil("the certificate stays as it was: --tls-key ")) << server.err();
+  server.Signal(SIGTERM);
+  EXPECT_EQ(server.Wait(), 0) << server.err();
 }
 
 TEST(ServeCommandTest, AnEmptyKeyFileIsRefused) {
