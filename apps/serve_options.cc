@@ -74,6 +74,10 @@ void AddAnswerFlags(FlagSet& flags, ServeOptions& out) {
   flags.Size("--default-max-tokens", out.server.service.default_max_tokens, 1, {}, "TOKENS",
              "longest answer of a request that does not say. The cache keeps room for it, so a "
              "large number lets fewer requests run side by side");
+  flags.Number("--audit-rate", out.engine.config.audit_rate, 0.0, 1.0, "SHARE",
+               "measure what sparse attention leaves out, in this share of the decode steps and "
+               "requests, for /metrics (lserve:audit_*); such a step is computed twice, and such a "
+               "request holds the pages of dense attention");
   flags.Text("--chat-date", out.date_text, "YYYY-MM-DD",
              "the date that some chat templates write. Default: the day of the start; a date that "
              "changes would empty the prefix cache at midnight");

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -67,6 +68,9 @@ class Engine {
   uint64_t kv_bytes_in_use() const;
   // Of all requests so far, running ones included.
   const AuditStats& audit() const;
+  // Time spent in choosing pages for decode; nothing where the device's ops are queued and so have
+  // no time of their own here.
+  std::optional<double> selector_seconds() const;
 
   const EngineInfo& info() const;
   const EngineConfig& config() const;

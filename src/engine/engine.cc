@@ -664,6 +664,11 @@ void Engine::DropPrefixes() {
 uint64_t Engine::kv_bytes_in_use() const {
   return impl_->parts_.pool->bytes_in_use();
 }
+std::optional<double> Engine::selector_seconds() const {
+  if (impl_->parts_.backend->queues_ops()) return std::nullopt;
+  return impl_->parts_.model->selector_seconds();
+}
+
 const AuditStats& Engine::audit() const {
   return impl_->audit_;
 }

@@ -15,7 +15,12 @@ EngineThread::EngineThread(std::unique_ptr<Engine> engine, QueueLimits limits, M
       limits_(limits),
       metrics_(metrics),
       last_step_(std::chrono::steady_clock::now()) {
-  state_.kv_budget_bytes = engine_->info().kv_budget_bytes;
+  const EngineInfo& info = engine_->info();
+  state_.kv_budget_bytes = info.kv_budget_bytes;
+  if (info.num_kv_heads > 0) {
+    state_.streaming_head_share =
+        static_cast<double>(info.num_streaming_kv_heads) / static_cast<double>(info.num_kv_heads);
+  }
   thread_ = std::thread([this] { Loop(); });
 }
 
@@ -357,7 +362,9 @@ void EngineThread::LeaveQueue(Member& member) {
 void EngineThread::PublishState() {
   const uint64_t bytes = engine_->kv_bytes_in_use();
   const bool has_work = engine_->has_work();
+  const std::optional<double> selector_seconds = engine_->selector_seconds();
   const std::lock_guard lock(mutex_);
+  state_.selector_seconds = selector_seconds;
   state_.kv_bytes_in_use = bytes;
   state_.busy = has_work || !inbox_.empty();
 }

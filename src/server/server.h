@@ -55,7 +55,7 @@ class Server {
  private:
   Server(std::unique_ptr<Engine> engine, ServerConfig config, std::unique_ptr<HttpServer> http);
   void Finished(const ExchangeRecord& record);
-  Status CheckEngine() const;
+  Status CheckEngine();
 
   const ServerConfig config_;
   // Exchanges refer to what stands below: HTTP ends first, by ~Server.
@@ -63,6 +63,8 @@ class Server {
   Metrics metrics_;
   EngineThread engine_;
   Service service_;
+  Stopwatch since_check_;    // of the engine, by Run()
+  Stopwatch since_resumed_;  // Run() or, if the process was stopped, that
 };
 
 }  // namespace lserve

@@ -420,6 +420,37 @@ TEST_F(ApiTest, MetricsHaveVllmsNames) {
   EXPECT_GT(server_->Metric("vllm:request_success_total", "finished_reason=\"length\""), 0);
 }
 
+TEST(AuditMetricsTest, SayWhatSparseAttentionLeavesOut) {
+  RunningServer server([](EngineConfig& engine, ServerConfig&) {
+    engine.audit_rate = 1;
+    engine.attention.mode = AttentionMode::kSparse;
+    engine.attention.token_budget = 256;
+  });
+  const auto mean = [&](const std::string& name) {
+    return server.Metric(name + "_sum") / server.Metric(name + "_count");
+  };
+  EXPECT_EQ(server.Metric("lserve:audit_steps_total"), 0);
+  ASSERT_EQ(Post(server.port(), "/v1/chat/completions",
+                 ChatJson(LongText(400), R"(,"max_tokens":4,"ignore_eos":true)"))
+                .status,
+            200);
+  EXPECT_EQ(server.Metric("lserve:audit_steps_total"), 3) << "the prompt's last step draws one";
+  EXPECT_EQ(server.Metric("lserve:audit_skipped_steps_total"), 0);
+  EXPECT_EQ(server.Metric("lserve:decode_steps_sparse_total"), 3);
+  const double recall = mean("lserve:audit_retrieval_recall");
+  EXPECT_GT(recall, 0);
+  EXPECT_LT(recall, 1) << "256 tokens of more than a thousand";
+  EXPECT_LE(server.Metric("lserve:audit_retrieval_recall_lowest"), recall);
+  EXPECT_GE(mean("lserve:audit_kl"), 0);
+  EXPECT_GT(server.Metric("lserve:audit_seconds_total"), 0);
+  // Published after the step's events.
+  EXPECT_TRUE(server.WaitFor([&] { return server.Metric("lserve:selector_seconds_total") > 0; }));
+  EXPECT_LT(server.Metric("lserve:pages_visited_total"),
+            server.Metric("lserve:pages_present_total"));
+  const double share = server.Metric("lserve:streaming_head_share");
+  EXPECT_TRUE(share > 0 && share < 1) << share;
+}
+
 TEST(ApiKeyTest, EveryRouteButTheProbesNeedsAKey) {
   RunningServer server([](EngineConfig&, ServerConfig& config) {
     config.service.api_keys = {"sk-one", "sk-two"};
