@@ -31,10 +31,9 @@ void PrintStart(const Server& server, const EngineInfo& info) {
 
 void ReloadCertificate(Server& server) {
   const Status status = server.ReloadCertificate();
-  PrintToStderr(status.ok()
-                    ? "lserve: new connections get the certificate as it is now\n"
-                    : StrCat("lserve: error: the certificate stays as it was: ",
-                             OneLine(status.message()), "\n"));
+  PrintToStderr(status.ok() ? "lserve: new connections get the certificate as it is now\n"
+                            : StrCat("lserve: error: the certificate stays as it was: ",
+                                     OneLine(status.message()), "\n"));
 }
 
 }  // namespace

@@ -29,7 +29,8 @@ void AddListenFlags(FlagSet& flags, ServeOptions& out) {
   flags.Texts("--api-key", out.api_keys, "KEY",
               "who may ask; several are allowed. Others can read a command line: rather use "
               "--api-key-file or the variable LSERVE_API_KEY");
-  flags.Text("--api-key-file", out.api_key_file, "FILE", "a key per line, after it limits of its own if it has some: requests=N "
+  flags.Text("--api-key-file", out.api_key_file, "FILE",
+             "a key per line, after it limits of its own if it has some: requests=N "
              "requests-per-minute=N tokens-per-minute=N; # begins a comment");
   flags.Text("--admin-key-file", out.admin_key_file, "FILE",
              "the same for POST /reset_prefix_cache, which no other key opens, and nobody without "
@@ -109,9 +110,7 @@ void AddForeignFlags(FlagSet& flags, ServeOptions& out) {
 }
 
 // `limits`: where those go that differ; null: keys of this file have none.
-Status ReadKeyFile(const std::string& file,
-                   std::vector<std::string>& keys,
-                   ServiceConfig* limits) {
+Status ReadKeyFile(const std::string& file, std::vector<std::string>& keys, ServiceConfig* limits) {
   const std::string text = LS_TRY(ReadTextStream(file));
   const size_t before = keys.size();
   int number = 0;

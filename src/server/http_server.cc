@@ -767,7 +767,8 @@ std::string HttpServer::address() const {
   if (!impl_->unix_path.empty()) return StrCat("unix:", impl_->unix_path);
   const std::string& host = impl_->address.host;
   const bool is_v6 = host.find(':') != std::string::npos;
-  return StrCat(impl_->shared->has_tls ? "https://" : "http://", is_v6 ? "[" : "", host, is_v6 ? "]" : "", ":", port());
+  return StrCat(impl_->shared->has_tls ? "https://" : "http://", is_v6 ? "[" : "", host,
+                is_v6 ? "]" : "", ":", port());
 }
 
 int64_t HttpServer::connections() const {

@@ -89,9 +89,9 @@ KeyAdmission KeyLimiter::Admit(std::string_view key, int64_t tokens) {
   const KeyLimits& limits = state.limits;
   if (!limits.any()) return {};
   if (limits.requests > 0 && state.running >= limits.requests) {
-    return Refused("key_concurrency", Headers(state), 1,
-                   StrCat("this API key has ", state.running,
-                          " requests that are being answered, its most"));
+    return Refused(
+        "key_concurrency", Headers(state), 1,
+        StrCat("this API key has ", state.running, " requests that are being answered, its most"));
   }
   if (limits.requests_per_minute > 0 && state.requests_left < 1 - kRounding) {
     return Refused("key_requests", Headers(state),
@@ -102,12 +102,12 @@ KeyAdmission KeyLimiter::Admit(std::string_view key, int64_t tokens) {
   if (limits.tokens_per_minute > 0) {
     const double needed = std::min(cost, static_cast<double>(limits.tokens_per_minute));
     if (state.tokens_left < needed - kRounding) {
-      return Refused("key_tokens", Headers(state),
-                     SecondsUntil(state.tokens_left, needed, limits.tokens_per_minute),
-                     StrCat("this API key may use ", limits.tokens_per_minute,
-                            " tokens a minute; of these ", Shown(state.tokens_left),
-                            " are left, and this request may take ", tokens,
-                            ", its longest answer (max_tokens) included"));
+      return Refused(
+          "key_tokens", Headers(state),
+          SecondsUntil(state.tokens_left, needed, limits.tokens_per_minute),
+          StrCat("this API key may use ", limits.tokens_per_minute, " tokens a minute; of these ",
+                 Shown(state.tokens_left), " are left, and this request may take ", tokens,
+                 ", its longest answer (max_tokens) included"));
     }
     state.tokens_left -= cost;
   }
@@ -181,7 +181,8 @@ Result<std::pair<std::string, KeyLimits>> ParseKeyLine(std::string_view line,
 }
 
 std::string ResetTime(double seconds) {
-  const int64_t ms = static_cast<int64_t>(std::ceil(std::clamp(seconds, 0.0, 1e9) * 1000 - kRounding * 1000));
+  const int64_t ms =
+      static_cast<int64_t>(std::ceil(std::clamp(seconds, 0.0, 1e9) * 1000 - kRounding * 1000));
   if (ms < 1000) return StrCat(ms, "ms");
   const int64_t minutes = ms / 60000;
   const int64_t rest = ms % 60000;

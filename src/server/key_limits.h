@@ -57,8 +57,8 @@ struct KeyAdmission {
 
 class KeyLimiter : public std::enable_shared_from_this<KeyLimiter> {
  public:
-  // REQUIRES: made by std::make_shared. `keys`: those with limits of their own, which replace `others` as a whole. `seconds`: a clock
-  // that never goes back.
+  // REQUIRES: made by std::make_shared. `keys`: those with limits of their own, which replace
+  // `others` as a whole. `seconds`: a clock that never goes back.
   KeyLimiter(KeyLimits others,
              std::map<std::string, KeyLimits, std::less<>> keys,
              std::function<double()> seconds);

@@ -317,7 +317,8 @@ std::string Metrics::Render(const EngineSnapshot& engine, int64_t connections) c
     out.Sample("lserve:requests_cancelled_total", StrCat("phase=\"", Name(phase), "\""),
                cancelled_[static_cast<size_t>(phase)]);
   }
-  out.Head("lserve:requests_refused_total", "counter", "Requests turned away by the queue or by their key's limits.");
+  out.Head("lserve:requests_refused_total", "counter",
+           "Requests turned away by the queue or by their key's limits.");
   for (const auto& [why, count] : refused_) {
     out.Sample("lserve:requests_refused_total", StrCat("reason=\"", why, "\""), count);
   }

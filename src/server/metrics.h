@@ -31,7 +31,7 @@ struct EngineSnapshot {
   double streaming_head_share = 0;     // of all KV heads
   // Time in the selection of pages; unset: the device does not tell.
   std::optional<double> selector_seconds = {};
-  std::string failure = {};            // why it ended; empty while it runs
+  std::string failure = {};  // why it ended; empty while it runs
 };
 
 enum class RequestPhase : uint8_t { kQueue, kPrefill, kDecode };

@@ -169,10 +169,9 @@ Service::Service(ServiceConfig config,
       connections_(std::move(connections)),
       started_at_(UnixSeconds()),
       tool_style_(ToolStyleOf(engine->engine().tokenizer()->ChatTemplateSource())),
-      key_limiter_(
-          std::make_shared<KeyLimiter>(config_.default_key_limits,
-                                       config_.key_limits,
-                                       [since = Stopwatch()] { return since.seconds(); })),
+      key_limiter_(std::make_shared<KeyLimiter>(config_.default_key_limits,
+                                                config_.key_limits,
+                                                [since = Stopwatch()] { return since.seconds(); })),
       grammars_(engine->engine().tokenizer(), engine->engine().info().end_tokens) {}
 
 std::string Service::HandlerName(std::string_view path) {

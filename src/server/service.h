@@ -26,8 +26,8 @@ namespace lserve {
 struct ServiceConfig {
   // What clients call the model; the first is what replies say. Never empty.
   std::vector<std::string> served_model_names;
-  std::vector<std::string> api_keys;         // empty: anybody may ask
-  std::vector<std::string> admin_keys;       // open admin routes as well; empty: those are closed
+  std::vector<std::string> api_keys;    // empty: anybody may ask
+  std::vector<std::string> admin_keys;  // open admin routes as well; empty: those are closed
   // What an API key may take: of each, and of those that differ. Admin keys have no limits.
   KeyLimits default_key_limits;
   std::map<std::string, KeyLimits, std::less<>> key_limits;

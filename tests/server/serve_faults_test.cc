@@ -23,8 +23,7 @@ using ::testing::HasSubstr;
 const char kChat[] = "/v1/chat/completions";
 
 std::string Stream(int max_tokens) {
-  return ChatJson("hi",
-                  StrCat(R"(,"stream":true,"ignore_eos":true,"max_tokens":)", max_tokens));
+  return ChatJson("hi", StrCat(R"(,"stream":true,"ignore_eos":true,"max_tokens":)", max_tokens));
 }
 
 TEST(ServeFaultsTest, AStoppedProcessGoesOnWhereItWas) {

@@ -31,7 +31,8 @@ struct TlsIdentity {
     X509_set_pubkey(x509.get(), pair.get());
     X509_NAME* subject = X509_get_subject_name(x509.get());
     X509_NAME_add_entry_by_txt(subject, "CN", MBSTRING_ASC,
-                               reinterpret_cast<const unsigned char*>(subject_name.c_str()), -1, -1, 0);
+                               reinterpret_cast<const unsigned char*>(subject_name.c_str()), -1, -1,
+                               0);
     X509_set_issuer_name(x509.get(), subject);
     X509_sign(x509.get(), pair.get(), EVP_sha256());
     FILE* file = std::fopen(certificate.c_str(), "w");

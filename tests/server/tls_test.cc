@@ -71,8 +71,7 @@ TEST(TlsTest, AnswersAndStreams) {
 class TlsClient {
  public:
   explicit TlsClient(int port) : tls_(asio::ssl::context::tls_client), stream_(context_, tls_) {
-    stream_.next_layer().connect(
-        {asio::ip::address_v4::loopback(), static_cast<uint16_t>(port)});
+    stream_.next_layer().connect({asio::ip::address_v4::loopback(), static_cast<uint16_t>(port)});
     stream_.handshake(asio::ssl::stream_base::client);
   }
   std::string server_name() {
