@@ -83,11 +83,8 @@ KeyLimiter::State& KeyLimiter::Filled(std::string_view key) {
   return state;
 }
 
-KeyAdmission KeyLimiter::Admit(std::string_view key, int64_t tokens) {
-  const std::lock_guard lock(mutex_);
-  State& state = Filled(key);
+std::optional<KeyAdmission> KeyLimiter::Refusal(const State& state, int64_t tokens) {
   const KeyLimits& limits = state.limits;
-  if (!limits.any()) return {};
   if (limits.requests > 0 && state.running >= limits.requests) {
     return Refused(
         "key_concurrency", Headers(state), 1,
@@ -98,20 +95,31 @@ KeyAdmission KeyLimiter::Admit(std::string_view key, int64_t tokens) {
                    SecondsUntil(state.requests_left, 1, limits.requests_per_minute),
                    StrCat("this API key may ask ", limits.requests_per_minute, " times a minute"));
   }
-  const double cost = static_cast<double>(tokens);
-  if (limits.tokens_per_minute > 0) {
-    const double needed = std::min(cost, static_cast<double>(limits.tokens_per_minute));
-    if (state.tokens_left < needed - kRounding) {
-      return Refused(
-          "key_tokens", Headers(state),
-          SecondsUntil(state.tokens_left, needed, limits.tokens_per_minute),
-          StrCat("this API key may use ", limits.tokens_per_minute, " tokens a minute; of these ",
-                 Shown(state.tokens_left), " are left, and this request may take ", tokens,
-                 ", its longest answer (max_tokens) included"));
-    }
-    state.tokens_left -= cost;
-  }
-  if (limits.requests_per_minute > 0) state.requests_left -= 1;
+  if (limits.tokens_per_minute == 0) return std::nullopt;
+  const double needed =
+      std::min(static_cast<double>(tokens), static_cast<double>(limits.tokens_per_minute));
+  if (state.tokens_left >= needed - kRounding) return std::nullopt;
+  return Refused(
+      "key_tokens", Headers(state),
+      SecondsUntil(state.tokens_left, needed, limits.tokens_per_minute),
+      StrCat("this API key may use ", limits.tokens_per_minute, " tokens a minute; of these ",
+             Shown(state.tokens_left), " are left, and this request may take ", tokens,
+             ", its longest answer (max_tokens) included"));
+}
+
+std::optional<KeyAdmission> KeyLimiter::RefuseEarly(std::string_view key) {
+  const std::lock_guard lock(mutex_);
+  // A token of prompt and one of answer: less than any request.
+  return Refusal(Filled(key), 2);
+}
+
+KeyAdmission KeyLimiter::Admit(std::string_view key, int64_t tokens) {
+  const std::lock_guard lock(mutex_);
+  State& state = Filled(key);
+  if (!state.limits.any()) return {};
+  if (std::optional<KeyAdmission> refusal = Refusal(state, tokens)) return *std::move(refusal);
+  if (state.limits.requests_per_minute > 0) state.requests_left -= 1;
+  if (state.limits.tokens_per_minute > 0) state.tokens_left -= static_cast<double>(tokens);
   ++state.running;
   KeyAdmission admission;
   admission.lease = std::make_shared<KeyLease>(shared_from_this(), std::string(key), tokens);

@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -68,6 +69,9 @@ class KeyLimiter : public std::enable_shared_from_this<KeyLimiter> {
   // locked out, and none gets more than its share over time.
   // REQUIRES: `key` is one of the server's own, so that the table stays bounded.
   KeyAdmission Admit(std::string_view key, int64_t tokens);
+  // What Admit would say to the smallest request, before the work of reading a larger one; takes
+  // nothing. Nothing: it would not refuse.
+  std::optional<KeyAdmission> RefuseEarly(std::string_view key);
 
  private:
   friend class KeyLease;
@@ -81,6 +85,7 @@ class KeyLimiter : public std::enable_shared_from_this<KeyLimiter> {
   };
 
   State& Filled(std::string_view key);
+  static std::optional<KeyAdmission> Refusal(const State& state, int64_t tokens);
   void Return(const std::string& key, int64_t requests, int64_t tokens);
   static HttpHeaders Headers(const State& state);
 

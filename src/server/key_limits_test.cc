@@ -38,7 +38,10 @@ TEST(KeyLimiterTest, RequestsAtATime) {
   EXPECT_EQ(three.error.code, "rate_limit_exceeded");
   EXPECT_GE(three.error.retry_after_seconds, 1);
   EXPECT_TRUE(f.limiter.Admit("b", 10).lease) << "another key is not concerned";
+  EXPECT_EQ(f.limiter.RefuseEarly("a")->refused_by, "key_concurrency");
+  EXPECT_FALSE(f.limiter.RefuseEarly("b"));
   one.lease->End(3);
+  EXPECT_FALSE(f.limiter.RefuseEarly("a"));
   const KeyAdmission again = f.limiter.Admit("a", 10);
   EXPECT_TRUE(again.lease);
   one.lease.reset();  // gives nothing back a second time
@@ -89,6 +92,7 @@ TEST(KeyLimiterTest, ARequestOfMoreThanAMinuteLeavesADebt) {
   large.lease->End(1200);
   const KeyAdmission next = f.limiter.Admit("a", 60);
   EXPECT_EQ(next.error.retry_after_seconds, 66);
+  EXPECT_EQ(f.limiter.RefuseEarly("a")->refused_by, "key_tokens");
   EXPECT_EQ(Header(next, "x-ratelimit-remaining-tokens"), "0");
   f.now += 66;
   EXPECT_TRUE(f.limiter.Admit("a", 60).lease);

@@ -97,6 +97,9 @@ class Service {
   std::optional<ApiError> MakeRequest(const GenerationParams& params,
                                       std::vector<int32_t> prompt,
                                       Request* out) const;
+  // Whether the request's key has limits that hold for this server.
+  bool IsLimited(const HttpRequest& request) const;
+  std::optional<ApiError> RefuseEarly(Call* call) const;
   // What the request's key allows; the headers go with every reply.
   std::optional<ApiError> TakeLease(const Call& call,
                                     const std::vector<Request>& requests,
