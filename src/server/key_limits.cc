@@ -31,7 +31,10 @@ int64_t Shown(double left) {
   return static_cast<int64_t>(std::floor(std::max(0.0, left) + kRounding));
 }
 
-KeyAdmission Refused(std::string_view by, HttpHeaders headers, double wait, std::string message) {
+KeyAdmission Refused(std::string_view by,
+                     HttpHeaders headers,
+                     double wait,
+                     const std::string& message) {
   const int seconds = WholeSeconds(wait);
   KeyAdmission admission;
   admission.headers = std::move(headers);
