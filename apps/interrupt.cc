@@ -10,6 +10,8 @@ namespace {
 volatile std::sig_atomic_t interrupted = 0;
 // NOLINTNEXTLINE(cppcoreguidelines-avoid-non-const-global-variables)
 volatile std::sig_atomic_t terminations = 0;
+// NOLINTNEXTLINE(cppcoreguidelines-avoid-non-const-global-variables)
+volatile std::sig_atomic_t hangup = 0;
 
 }  // namespace
 
@@ -41,6 +43,19 @@ void CountTerminations() {
 
 int Terminations() {
   return terminations;
+}
+
+void RememberHangups() {
+  struct sigaction remember = {};
+  remember.sa_handler = [](int) { hangup = 1; };
+  sigaction(SIGHUP, &remember, nullptr);
+}
+
+bool TakeHangup() {
+  if (hangup == 0) return false;
+  // One that comes just now is answered together with the one before it.
+  hangup = 0;
+  return true;
 }
 
 }  // namespace lserve

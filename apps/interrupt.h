@@ -12,5 +12,8 @@ bool Interrupted();
 // For a server: SIGTERM and Ctrl-C are counted instead.
 void CountTerminations();
 int Terminations();
+// SIGHUP is remembered; TakeHangup: whether one came since the last call.
+void RememberHangups();
+bool TakeHangup();
 
 }  // namespace lserve

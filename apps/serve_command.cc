@@ -29,10 +29,20 @@ void PrintStart(const Server& server, const EngineInfo& info) {
   PrintToStderr(StrCat("lserve: listening at ", server.address(), "\n"));
 }
 
+void ReloadCertificate(Server& server) {
+  const Status status = server.ReloadCertificate();
+  PrintToStderr(status.ok() ? "lserve: new connections get the certificate as it is now\n"
+                            : StrCat("lserve: error: the certificate stays as it was: ",
+                                     OneLine(status.message()), "\n"));
+}
+
 }  // namespace
 
 int ServeCommand(ServeOptions options) {
   CountTerminations();
+  const bool has_tls = !options.server.address.tls_certificate.empty();
+  // Without TLS a hang-up ends the process, as it ends other programs.
+  if (has_tls) RememberHangups();
   Result<std::unique_ptr<Engine>> made = Engine::Create(options.engine.config);
   if (!made.ok()) return ReportError(made.status());
   std::unique_ptr<Engine> engine = std::move(made).value();
@@ -55,7 +65,10 @@ int ServeCommand(ServeOptions options) {
   if (is_open) PrintNote("anybody who reaches this address may ask; give --api-key-file");
   PrintStart(*server, info);
 
-  const Status status = server->Run(Terminations);
+  const Status status = server->Run([&] {
+    if (has_tls && TakeHangup()) ReloadCertificate(*server);
+    return Terminations();
+  });
   if (status.ok()) {
     server.reset();
     PrintToStderr("lserve: ended\n");

@@ -18,7 +18,9 @@ void AddListenFlags(FlagSet& flags, ServeOptions& out) {
   flags.Integer("--port", out.server.address.port, 0, "PORT", "0: any free one");
   flags.Text("--uds,--unix-socket", out.uds, "FILE", "listen on this Unix socket instead");
   flags.Text("--tls-cert,--ssl-certfile,--ssl-cert-file", out.server.address.tls_certificate,
-             "FILE", "speak TLS with this certificate (PEM, the chain after it)");
+             "FILE",
+             "speak TLS with this certificate (PEM, the chain after it); SIGHUP reads it and the "
+             "key again, for new connections");
   flags.Text("--tls-key,--ssl-keyfile,--ssl-key-file", out.server.address.tls_key, "FILE",
              "its key (PEM, without a passphrase)");
   flags.Texts("--served-model-name,--alias,-a", out.server.service.served_model_names, "NAME",
@@ -27,7 +29,9 @@ void AddListenFlags(FlagSet& flags, ServeOptions& out) {
   flags.Texts("--api-key", out.api_keys, "KEY",
               "who may ask; several are allowed. Others can read a command line: rather use "
               "--api-key-file or the variable LSERVE_API_KEY");
-  flags.Text("--api-key-file", out.api_key_file, "FILE", "a key per line; # begins a comment");
+  flags.Text("--api-key-file", out.api_key_file, "FILE",
+             "a key per line, after it limits of its own if it has some: requests=N "
+             "requests-per-minute=N tokens-per-minute=N; # begins a comment");
   flags.Text("--admin-key-file", out.admin_key_file, "FILE",
              "the same for POST /reset_prefix_cache, which no other key opens, and nobody without "
              "this file or the variable LSERVE_ADMIN_KEY");
@@ -45,6 +49,14 @@ void AddQueueFlags(FlagSet& flags, ServeOptions& out) {
                "takes places and pages from higher ones; fcfs: a value other than 0 is refused");
   flags.Size("--max-num-queued-tokens", out.server.queue.max_tokens, 0, {"auto"}, "TOKENS",
              "the same for the tokens of their prompts; auto: four contexts");
+  KeyLimits& each = out.server.service.default_key_limits;
+  flags.Size("--max-requests-per-key", each.requests, 0, {}, "COUNT",
+             "requests of one API key that are answered at a time; further ones get 429. 0: no "
+             "limit, as below; the file of keys can say otherwise for a key");
+  flags.Size("--requests-per-minute-per-key", each.requests_per_minute, 0, {}, "COUNT",
+             "the same per minute; unused ones of a minute are kept, no more");
+  flags.Size("--tokens-per-minute-per-key", each.tokens_per_minute, 0, {}, "TOKENS",
+             "tokens of prompts and answers; max_tokens counts until the answer has ended");
   flags.Number("--max-decode-gap-ms", out.engine.config.max_decode_gap_ms, 0, 1e6, "MS",
                "while answers are written, prompts are read in chunks that take about this long, "
                "128 tokens at least; 0: chunks are always --max-num-batched-tokens long");
@@ -66,6 +78,10 @@ void AddAnswerFlags(FlagSet& flags, ServeOptions& out) {
   flags.Size("--default-max-tokens", out.server.service.default_max_tokens, 1, {}, "TOKENS",
              "longest answer of a request that does not say. Requests run side by side as long as "
              "their pages fit; then the youngest waits and is computed again");
+  flags.Number("--audit-rate", out.engine.config.audit_rate, 0.0, 1.0, "SHARE",
+               "measure what sparse attention leaves out, in this share of the decode steps and "
+               "requests, for /metrics (lserve:audit_*); such a step is computed twice, and such a "
+               "request holds the pages of dense attention");
   flags.Text("--chat-date", out.date_text, "YYYY-MM-DD",
              "the date that some chat templates write. Default: the day of the start; a date that "
              "changes would empty the prefix cache at midnight");
@@ -97,16 +113,30 @@ void AddForeignFlags(FlagSet& flags, ServeOptions& out) {
   flags.Refused("--slot-save-path", true, "use --kv-disk-dir, which needs no request to save");
 }
 
-Status ReadKeyFile(const std::string& file, std::vector<std::string>& keys) {
+// `limits`: where those go that differ; null: keys of this file have none.
+Status ReadKeyFile(const std::string& file, std::vector<std::string>& keys, ServiceConfig* limits) {
   const std::string text = LS_TRY(ReadTextStream(file));
   const size_t before = keys.size();
+  int number = 0;
   for (size_t at = 0; at < text.size();) {
     const size_t end = std::min(text.find('\n', at), text.size());
     std::string line = text.substr(at, end - at);
     at = end + 1;
     line.erase(0, std::min(line.find_first_not_of(" \t\r"), line.size()));
     line.erase(line.find_last_not_of(" \t\r") + 1);
-    if (!line.empty() && line[0] != '#') keys.push_back(std::move(line));
+    ++number;
+    if (line.empty() || line[0] == '#') continue;
+    if (limits != nullptr) {
+      auto parsed = ParseKeyLine(line, limits->default_key_limits);
+      if (!parsed.ok()) {
+        return Status(Code::kInvalidArgument,
+                      StrCat(file, ", line ", number, ": ", parsed.status().message()));
+      }
+      auto& [key, own] = parsed.value();
+      limits->key_limits.insert_or_assign(key, own);
+      line = key;
+    }
+    keys.push_back(std::move(line));
   }
   if (keys.size() > before) return Status();
   return Status(Code::kInvalidArgument, StrCat(file,
@@ -126,12 +156,17 @@ Status ReadKeys(ServeOptions& out) {
   if (const char* key = std::getenv("LSERVE_API_KEY"); key != nullptr && *key != '\0') {
     keys.emplace_back(key);
   }
-  if (out.api_key_file) LS_TRY(ReadKeyFile(*out.api_key_file, keys));
+  if (out.api_key_file) LS_TRY(ReadKeyFile(*out.api_key_file, keys, &out.server.service));
+  if (keys.empty() && out.server.service.default_key_limits.any()) {
+    return Status(Code::kInvalidArgument,
+                  "a limit per key is given without a key, expected --api-key-file or "
+                  "LSERVE_API_KEY beside it");
+  }
   std::vector<std::string>& admin = out.server.service.admin_keys;
   if (const char* key = std::getenv("LSERVE_ADMIN_KEY"); key != nullptr && *key != '\0') {
     admin.emplace_back(key);
   }
-  return out.admin_key_file ? ReadKeyFile(*out.admin_key_file, admin) : Status();
+  return out.admin_key_file ? ReadKeyFile(*out.admin_key_file, admin, nullptr) : Status();
 }
 
 }  // namespace

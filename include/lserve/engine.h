@@ -4,6 +4,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -82,6 +83,9 @@ class Engine {
   KvTierStats disk_tier() const;
   // Of all requests so far, running ones included.
   const AuditStats& audit() const;
+  // Time spent in choosing pages for decode; nothing where the device's ops are queued and so have
+  // no time of their own here.
+  std::optional<double> selector_seconds() const;
 
   const EngineInfo& info() const;
   const EngineConfig& config() const;

@@ -794,6 +794,11 @@ KvTierStats Engine::disk_tier() const {
   const PrefixTier* tier = impl_->parts_.tiers.disk.get();
   return tier == nullptr ? KvTierStats() : tier->stats();
 }
+std::optional<double> Engine::selector_seconds() const {
+  if (impl_->parts_.backend->queues_ops()) return std::nullopt;
+  return impl_->parts_.model->selector_seconds();
+}
+
 const AuditStats& Engine::audit() const {
   return impl_->audit_;
 }

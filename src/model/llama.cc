@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/strings.h"
 
 namespace lserve {
@@ -179,6 +180,7 @@ Status LlamaModel::Attention(const Batch& batch, int layer, KvStore* store) {
     if (batch.observe) LS_TRY(batch.observe(params));
   }
   if (!batch.selects.empty()) {
+    const Stopwatch watch;
     LS_TRY(backend_->SelectPages({.q = q,
                                   .num_q_heads = num_q_heads,
                                   .scale = scale,
@@ -186,6 +188,7 @@ Status LlamaModel::Attention(const Batch& batch, int layer, KvStore* store) {
                                   .layer = layer,
                                   .sequences = batch.sequences,
                                   .requests = batch.selects}));
+    selector_seconds_ += watch.seconds();
   }
   if (!batch.decode.rows.empty()) {
     params.plan = &batch.decode;

@@ -50,6 +50,9 @@ class LlamaModel {
   static constexpr int kLogitRows = 64;
   Result<ConstMatrix> Logits(std::span<const int32_t> rows);
 
+  // Of all Forward calls, spent in calls that choose pages for decode.
+  double selector_seconds() const { return selector_seconds_; }
+
   const ModelConfig& config() const { return config_; }
   size_t weight_bytes() const { return weights_.bytes; }
   // Taken beside the weights while they were loaded.
@@ -69,6 +72,7 @@ class LlamaModel {
   ModelConfig config_;
   Backend* backend_;
   LlamaWeights weights_;
+  double selector_seconds_ = 0;
   RopeFrequencies frequencies_;
 
   // Workspace, [max_rows, ...]; Forward narrows `rows` to the batch.

@@ -62,7 +62,11 @@ HttpHeaders CorsHeaders(std::string_view origin, const std::vector<std::string>&
   } else {
     return {};
   }
-  headers.emplace_back("Access-Control-Expose-Headers", "x-request-id, retry-after");
+  headers.emplace_back(
+      "Access-Control-Expose-Headers",
+      "x-request-id, retry-after, x-ratelimit-limit-requests, x-ratelimit-limit-tokens, "
+      "x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, "
+      "x-ratelimit-reset-requests, x-ratelimit-reset-tokens");
   return headers;
 }
 

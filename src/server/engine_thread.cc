@@ -15,8 +15,13 @@ EngineThread::EngineThread(std::unique_ptr<Engine> engine, QueueLimits limits, M
       limits_(limits),
       metrics_(metrics),
       last_step_(std::chrono::steady_clock::now()) {
-  state_.kv_budget_bytes = engine_->info().kv_budget_bytes;
-  state_.kv_dtype = engine_->info().kv_dtype;
+  const EngineInfo& info = engine_->info();
+  state_.kv_budget_bytes = info.kv_budget_bytes;
+  state_.kv_dtype = info.kv_dtype;
+  if (info.num_kv_heads > 0) {
+    state_.streaming_head_share =
+        static_cast<double>(info.num_streaming_kv_heads) / static_cast<double>(info.num_kv_heads);
+  }
   thread_ = std::thread([this] { Loop(); });
 }
 
@@ -370,7 +375,9 @@ void EngineThread::PublishState() {
   const uint64_t bytes = engine_->kv_bytes_in_use();
   const int64_t preemptions = engine_->num_preemptions();
   const bool has_work = engine_->has_work();
+  const std::optional<double> selector_seconds = engine_->selector_seconds();
   const std::lock_guard lock(mutex_);
+  state_.selector_seconds = selector_seconds;
   state_.kv_bytes_in_use = bytes;
   state_.preemptions = preemptions;
   state_.busy = has_work || !inbox_.empty();

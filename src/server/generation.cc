@@ -54,6 +54,7 @@ std::optional<Refusal> Generation::Start(GenerationSetup setup,
     self->ended_ = true;
     self->setup_.exchange->Note("finish", "disconnected");
     self->NoteUsage();
+    self->EndLease();
   });
   return std::nullopt;
 }
@@ -143,6 +144,7 @@ void Generation::OnError(const Status& error) {
   }
   setup_.exchange->Note("finish", "error");
   NoteUsage();
+  EndLease();
   if (setup_.stream) {
     Write(setup_.format->Failure(api_error));
     return setup_.exchange->EndStream();
@@ -175,11 +177,19 @@ void Generation::NoteUsage() {
   setup_.exchange->Note("completion_tokens", StrCat(usage.completion_tokens));
 }
 
+void Generation::EndLease() {
+  if (setup_.lease == nullptr) return;
+  const Usage usage = TotalUsage();
+  // The whole prompt, also of a client that left early: its work was on the way.
+  setup_.lease->End(prompt_tokens_ + usage.completion_tokens);
+}
+
 void Generation::Complete() {
   ended_ = true;
   const Usage usage = TotalUsage();
   setup_.exchange->Note("finish", std::string(Name(*choices_.front().finished)));
   NoteUsage();
+  EndLease();
   if (!setup_.stream) {
     const Json reply = setup_.format->Whole(choices_, usage);
     return setup_.exchange->Respond({.body = WriteJson(reply), .headers = setup_.headers});

@@ -13,6 +13,7 @@
 #include "base/clock.h"
 #include "server/engine_thread.h"
 #include "server/exchange.h"
+#include "server/key_limits.h"
 #include "server/reply_format.h"
 #include "server/tool_calls.h"
 
@@ -29,6 +30,7 @@ struct GenerationSetup {
   ToolStyle tool_style = ToolStyle::kDescribed;
   ToolOptions tools;
   double heartbeat_seconds = 1.0;
+  std::shared_ptr<KeyLease> lease;  // of the key that asks; null: it has no limits
 };
 
 class Generation : public std::enable_shared_from_this<Generation> {
@@ -53,6 +55,8 @@ class Generation : public std::enable_shared_from_this<Generation> {
   void Complete();
   Usage TotalUsage() const;
   void NoteUsage();
+  // Before the last bytes go out: a client that has them may ask again at once.
+  void EndLease();
 
   GenerationSetup setup_;
   std::vector<ChoiceState> choices_;

@@ -29,6 +29,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/check.h"
 #include "base/log.h"
 #include "base/strings.h"
 #include "server/api_error.h"
@@ -61,12 +62,13 @@ struct Shared {
 
   const HttpLimits limits;
   HttpHooks hooks;
-  std::shared_ptr<asio::ssl::context> tls;  // null: plain HTTP
+  bool has_tls = false;
   asio::thread_pool workers{2};
   std::atomic<bool> draining = false;
   std::atomic<int64_t> exchanges = 0;
   std::mutex mutex;
-  std::set<Connection*> connections;  // guarded by mutex
+  std::set<Connection*> connections;        // guarded by mutex
+  std::shared_ptr<asio::ssl::context> tls;  // guarded by mutex; of connections from now on
 };
 
 // One request of a connection. It holds the connection alive; the connection holds it while it is
@@ -126,9 +128,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
         read_deadline_(strand_),
         write_deadline_(strand_),
         beat_timer_(strand_),
-        buffer_(kReadAheadBytes) {
-    if (shared_->tls != nullptr) tls_.emplace(socket_, *shared_->tls);
-  }
+        buffer_(kReadAheadBytes) {}
   ~Connection() {
     const std::lock_guard lock(shared_->mutex);
     shared_->connections.erase(this);
@@ -138,7 +138,12 @@ class Connection : public std::enable_shared_from_this<Connection> {
   const Strand& strand() const { return strand_; }
 
   void Start() {
-    if (!tls_) return Serve();
+    if (!shared_->has_tls) return Serve();
+    {
+      const std::lock_guard lock(shared_->mutex);
+      tls_context_ = shared_->tls;
+    }
+    tls_.emplace(socket_, *tls_context_);
     read_deadline_.Set(shared_->limits.header_seconds,
                        [self = shared_from_this()] { self->Close(); });
     tls_->async_handshake(asio::ssl::stream_base::server,
@@ -428,6 +433,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   const std::shared_ptr<Shared> shared_;
   const Strand strand_;
   Protocol::socket socket_;
+  std::shared_ptr<asio::ssl::context> tls_context_;
   std::optional<asio::ssl::stream<Protocol::socket&>> tls_;
   Deadline read_deadline_;
   Deadline write_deadline_;
@@ -613,7 +619,7 @@ struct HttpServer::Impl {
       is_full = static_cast<int>(shared->connections.size()) >= shared->limits.connections;
       if (!is_full) shared->connections.insert(connection.get());
     }
-    if (is_full && shared->tls != nullptr) return;  // a handshake would take the room that lacks
+    if (is_full && shared->has_tls) return;  // a handshake would take the room that lacks
     if (is_full) {
       const ApiError error = {.http_status = 503,
                               .message = StrCat("the server has ", shared->limits.connections,
@@ -637,7 +643,7 @@ struct HttpServer::Impl {
   Acceptor acceptor;
   asio::steady_timer retry;
   std::string unix_path;
-  std::string host;
+  HttpAddress address;
   std::vector<std::thread> threads;
 };
 
@@ -663,7 +669,7 @@ HttpServer::~HttpServer() {
 Result<std::unique_ptr<HttpServer>> HttpServer::Listen(const HttpAddress& address,
                                                        const HttpLimits& limits) {
   auto impl = std::make_unique<Impl>(limits);
-  impl->host = address.host;
+  impl->address = address;
   const bool has_tls = !address.tls_certificate.empty() || !address.tls_key.empty();
   if (has_tls && (address.tls_certificate.empty() || address.tls_key.empty())) {
     return Status(Code::kInvalidArgument,
@@ -675,6 +681,7 @@ Result<std::unique_ptr<HttpServer>> HttpServer::Listen(const HttpAddress& addres
                   "leave the machine");
   }
   if (has_tls) impl->shared->tls = LS_TRY(MakeTlsContext(address.tls_certificate, address.tls_key));
+  impl->shared->has_tls = has_tls;
   if (!address.unix_socket.empty()) {
     // sun_path holds 107 bytes and the ending zero.
     if (address.unix_socket.size() > 107) {
@@ -708,6 +715,15 @@ void HttpServer::Start(HttpHooks hooks) {
   for (int i = 0; i < 2; ++i) {
     impl_->threads.emplace_back([this] { impl_->context.run(); });
   }
+}
+
+Status HttpServer::ReloadCertificate() {
+  LS_CHECK(impl_->shared->has_tls);
+  std::shared_ptr<asio::ssl::context> fresh =
+      LS_TRY(MakeTlsContext(impl_->address.tls_certificate, impl_->address.tls_key));
+  const std::lock_guard lock(impl_->shared->mutex);
+  impl_->shared->tls.swap(fresh);
+  return Status();
 }
 
 void HttpServer::BeginDrain() {
@@ -749,9 +765,10 @@ int HttpServer::port() const {
 
 std::string HttpServer::address() const {
   if (!impl_->unix_path.empty()) return StrCat("unix:", impl_->unix_path);
-  const bool is_v6 = impl_->host.find(':') != std::string::npos;
-  return StrCat(impl_->shared->tls != nullptr ? "https://" : "http://", is_v6 ? "[" : "",
-                impl_->host, is_v6 ? "]" : "", ":", port());
+  const std::string& host = impl_->address.host;
+  const bool is_v6 = host.find(':') != std::string::npos;
+  return StrCat(impl_->shared->has_tls ? "https://" : "http://", is_v6 ? "[" : "", host,
+                is_v6 ? "]" : "", ":", port());
 }
 
 int64_t HttpServer::connections() const {

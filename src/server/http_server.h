@@ -67,6 +67,10 @@ class HttpServer {
   HttpServer& operator=(const HttpServer&) = delete;
 
   void Start(HttpHooks hooks);
+  // Reads the certificate and its key again, for the connections from now on; open ones live on
+  // with the old one, as does everything if the files are of no use (the error says why).
+  // REQUIRES: TLS. On any thread.
+  Status ReloadCertificate();
   // Connections close after their current answer; new ones still get one.
   void BeginDrain();
   // Closes everything and waits for the threads. No hook runs afterwards.

@@ -42,6 +42,21 @@ std::string Escaped(std::string_view text) {
   return out;
 }
 
+// What the later sums of a request's audited steps add to the earlier ones.
+AuditStats Difference(const AuditStats& now, const AuditStats& before) {
+  AuditStats more = now;  // with the lowest recalls, which do not add up
+  more.steps -= before.steps;
+  more.skipped_steps -= before.skipped_steps;
+  more.retrieval_steps -= before.retrieval_steps;
+  more.retrieval_recall -= before.retrieval_recall;
+  more.same_top -= before.same_top;
+  more.kl -= before.kl;
+  more.streaming_steps -= before.streaming_steps;
+  more.streaming_recall -= before.streaming_recall;
+  more.seconds -= before.seconds;
+  return more;
+}
+
 class Writer {
  public:
   explicit Writer(std::string labels) : labels_(std::move(labels)) {}
@@ -64,8 +79,35 @@ class Writer {
     Head(name, "counter", help);
     Sample(name, "", value);
   }
+  // A summary without quantiles: a mean that dashboards take over any window.
+  void Mean(std::string_view name, double sum, int64_t count, std::string_view help) {
+    Head(name, "summary", help);
+    Sample(StrCat(name, "_sum"), "", sum);
+    Sample(StrCat(name, "_count"), "", count);
+  }
   void Add(const Histogram& histogram, std::string_view name, std::string_view help) {
     histogram.Write(name, labels_, help, &out_);
+  }
+  // Of EngineConfig::audit_rate: all 0 without one.
+  void Add(const AuditStats& audit) {
+    Counter("lserve:audit_steps_total", audit.steps, "Decode steps that were audited.");
+    Counter("lserve:audit_skipped_steps_total", audit.skipped_steps,
+            "Steps whose audit found no room in the KV cache.");
+    Counter("lserve:audit_seconds_total", audit.seconds, "What the audits cost.");
+    Mean("lserve:audit_retrieval_recall", audit.retrieval_recall, audit.retrieval_steps,
+         "Share of the attention that lies on the selected pages, of an audited step.");
+    Mean("lserve:audit_streaming_recall", audit.streaming_recall, audit.streaming_steps,
+         "The same for the window of the streaming heads.");
+    Mean("lserve:audit_kl", audit.kl, audit.retrieval_steps,
+         "Divergence of the answer with selected pages from that with every page, nats.");
+    Counter("lserve:audit_same_top_total", audit.same_top,
+            "Audited steps in which the most probable token was the same with every page.");
+    if (audit.retrieval_steps > 0)
+      Gauge("lserve:audit_retrieval_recall_lowest", audit.lowest_retrieval_recall,
+            "Of one head in one step, since the start.");
+    if (audit.streaming_steps > 0)
+      Gauge("lserve:audit_streaming_recall_lowest", audit.lowest_streaming_recall,
+            "Of one head in one step, since the start.");
   }
   std::string Take() { return std::move(out_); }
 
@@ -146,6 +188,7 @@ void Metrics::AddWork(const RequestStats& before, const RequestStats& now, int64
   dense_steps_ += now.dense_steps - before.dense_steps;
   sparse_steps_ += now.sparse_steps - before.sparse_steps;
   selections_ += now.selections - before.selections;
+  audit_.Add(Difference(now.audit, before.audit));
 }
 
 void Metrics::ObserveFirstToken(double seconds, const RequestStats& stats) {
@@ -255,6 +298,12 @@ std::string Metrics::Render(const EngineSnapshot& engine, int64_t connections) c
   out.Counter("lserve:decode_steps_sparse_total", sparse_steps_,
               "Decode steps that left pages out.");
   out.Counter("lserve:selections_total", selections_, "Decode steps in which pages were chosen.");
+  if (engine.selector_seconds)
+    out.Counter("lserve:selector_seconds_total", *engine.selector_seconds,
+                "Time in which pages were chosen.");
+  out.Gauge("lserve:streaming_head_share", engine.streaming_head_share,
+            "Share of the KV heads that read a window only.");
+  out.Add(audit_);
   out.Counter("lserve:prefill_tokens_computed_total", prefill_tokens_computed_,
               "Prompt tokens computed.");
   out.Counter("lserve:prefix_common_tokens_total", prefix_common_,
@@ -302,7 +351,8 @@ std::string Metrics::Render(const EngineSnapshot& engine, int64_t connections) c
     out.Sample("lserve:requests_cancelled_total", StrCat("phase=\"", Name(phase), "\""),
                cancelled_[static_cast<size_t>(phase)]);
   }
-  out.Head("lserve:requests_refused_total", "counter", "Requests turned away by the queue.");
+  out.Head("lserve:requests_refused_total", "counter",
+           "Requests turned away by the queue or by their key's limits.");
   for (const auto& [why, count] : refused_) {
     out.Sample("lserve:requests_refused_total", StrCat("reason=\"", why, "\""), count);
   }

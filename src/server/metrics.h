@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -32,7 +33,10 @@ struct EngineSnapshot {
   int64_t steps = 0;
   bool busy = false;                   // has work
   double seconds_since_last_step = 0;  // of a busy engine, also since it became busy
-  std::string failure = {};            // why it ended; empty while it runs
+  double streaming_head_share = 0;     // of all KV heads
+  // Time in the selection of pages; unset: the device does not tell.
+  std::optional<double> selector_seconds = {};
+  std::string failure = {};  // why it ended; empty while it runs
 };
 
 enum class RequestPhase : uint8_t { kQueue, kPrefill, kDecode };
@@ -98,6 +102,7 @@ class Metrics {
   int64_t dense_steps_ = 0;
   int64_t sparse_steps_ = 0;
   int64_t selections_ = 0;
+  AuditStats audit_;
   std::array<int64_t, 3> cancelled_ = {};
   std::map<std::string, int64_t, std::less<>> finished_;
   std::map<std::string, int64_t, std::less<>> refused_;

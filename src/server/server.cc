@@ -77,11 +77,16 @@ void Server::Finished(const ExchangeRecord& record) {
   if (config_.access_log) config_.access_log(LogLine(record));
 }
 
-Status Server::CheckEngine() const {
+Status Server::CheckEngine() {
   const EngineSnapshot engine = engine_.snapshot();
   if (!engine.failure.empty())
     return Status(Code::kDeviceLost, StrCat("the engine has failed: ", engine.failure));
-  if (config_.watchdog_seconds <= 0 || engine.seconds_since_last_step < config_.watchdog_seconds)
+  const double limit = config_.watchdog_seconds;
+  // A process that was stopped (SIGSTOP, a suspended machine) made no step meanwhile, and did not
+  // look either: the engine's time begins anew.
+  if (since_check_.seconds() > limit / 2) since_resumed_ = Stopwatch();
+  since_check_ = Stopwatch();
+  if (limit <= 0 || std::min(engine.seconds_since_last_step, since_resumed_.seconds()) < limit)
     return Status();
   return Status(
       Code::kDeviceLost,
@@ -93,6 +98,7 @@ Status Server::CheckEngine() const {
 }
 
 Status Server::Run(const std::function<int()>& signals) {
+  since_check_ = since_resumed_ = Stopwatch();
   while (signals() == 0) {
     LS_TRY(CheckEngine());
     std::this_thread::sleep_for(kPollPeriod);

@@ -40,6 +40,9 @@ class Server {
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
 
+  // As HttpServer's.
+  Status ReloadCertificate() { return http_->ReloadCertificate(); }
+
   // Until `signals()`, asked some 50 times a second, is 1 and what was in flight has ended (or the
   // drain time is over), or 2. An error: the engine failed or hangs; then the process should end
   // without destroying this, for its thread may never return.
@@ -52,7 +55,7 @@ class Server {
  private:
   Server(std::unique_ptr<Engine> engine, ServerConfig config, std::unique_ptr<HttpServer> http);
   void Finished(const ExchangeRecord& record);
-  Status CheckEngine() const;
+  Status CheckEngine();
 
   const ServerConfig config_;
   // Exchanges refer to what stands below: HTTP ends first, by ~Server.
@@ -60,6 +63,8 @@ class Server {
   Metrics metrics_;
   EngineThread engine_;
   Service service_;
+  Stopwatch since_check_;    // of the engine, by Run()
+  Stopwatch since_resumed_;  // Run() or, if the process was stopped, that
 };
 
 }  // namespace lserve

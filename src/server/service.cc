@@ -126,6 +126,12 @@ bool IsAdmin(std::string_view path) {
   return path == "/reset_prefix_cache";
 }
 
+// What keys' limits are about.
+bool Generates(std::string_view path) {
+  return path == "/v1/chat/completions" || path == "/v1/completions" || path == "/v1/messages" ||
+         path == "/v1/responses";
+}
+
 // Reads the body of a POST with one of the parsers of bodies.
 template <class Parse>
 std::optional<ApiError> ReadBodyWith(const HttpRequest& request, const Parse& parse) {
@@ -158,6 +164,9 @@ Service::Service(ServiceConfig config,
       connections_(std::move(connections)),
       started_at_(UnixSeconds()),
       tool_style_(ToolStyleOf(engine->engine().tokenizer()->ChatTemplateSource())),
+      key_limiter_(std::make_shared<KeyLimiter>(config_.default_key_limits,
+                                                config_.key_limits,
+                                                [since = Stopwatch()] { return since.seconds(); })),
       grammars_(engine->engine().tokenizer(), engine->engine().info().end_tokens) {}
 
 std::string Service::HandlerName(std::string_view path) {
@@ -245,6 +254,8 @@ void Service::Route(const Call& call) const {
                                         ", expected ", expected),
                       .code = "method_not_allowed"});
   }
+  Call limited = call;
+  if (const auto error = RefuseEarly(&limited)) return SendError(limited, *error);
   if (is_model) return Models(call, std::string_view(path).substr(kModelPrefix.size()));
   if (path == "/health") return Health(call);
   if (path == "/ready") return Ready(call);
@@ -528,10 +539,44 @@ void Service::Generate(const Call& call,
   setup.tool_style = answering.tool_style;
   setup.tools = std::move(answering.tools);
   setup.heartbeat_seconds = config_.heartbeat_seconds;
+  if (const auto error = TakeLease(call, requests, &setup))
+    return SendError({call.exchange, std::move(setup.headers)}, *error);
   if (const auto refusal = Generation::Start(std::move(setup), std::move(requests), first_alone,
                                              params.top_logprobs)) {
     SendError(call, FromRefusal(*refusal));
   }
+}
+
+bool Service::IsLimited(const HttpRequest& request) const {
+  return !config_.api_keys.empty() && !IsKnownKey(PresentedKey(request), config_.admin_keys);
+}
+
+std::optional<ApiError> Service::RefuseEarly(Call* call) const {
+  if (!Generates(call->request().path) || !IsLimited(call->request())) return std::nullopt;
+  std::optional<KeyAdmission> refusal = key_limiter_->RefuseEarly(PresentedKey(call->request()));
+  if (!refusal) return std::nullopt;
+  for (auto& header : refusal->headers) call->headers.push_back(std::move(header));
+  metrics_->ObserveRefused(refusal->refused_by);
+  return std::move(refusal->error);
+}
+
+std::optional<ApiError> Service::TakeLease(const Call& call,
+                                           const std::vector<Request>& requests,
+                                           GenerationSetup* setup) const {
+  if (!IsLimited(call.request())) return std::nullopt;
+  int64_t tokens = 0;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    // A prompt counts once, whatever the number of its choices.
+    if (i % setup->choices_per_prompt == 0)
+      tokens += static_cast<int64_t>(requests[i].prompt.size());
+    tokens += requests[i].max_tokens;
+  }
+  KeyAdmission admission = key_limiter_->Admit(PresentedKey(call.request()), tokens);
+  for (auto& header : admission.headers) setup->headers.push_back(std::move(header));
+  setup->lease = std::move(admission.lease);
+  if (admission.refused_by.empty()) return std::nullopt;
+  metrics_->ObserveRefused(admission.refused_by);
+  return std::move(admission.error);
 }
 
 void Service::Tokenize(const Call& call) const {

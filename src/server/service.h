@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -14,6 +15,7 @@
 #include "server/engine_thread.h"
 #include "server/exchange.h"
 #include "server/generation.h"
+#include "server/key_limits.h"
 #include "server/metrics.h"
 #include "server/openai_replies.h"
 #include "server/openai_types.h"
@@ -24,8 +26,11 @@ namespace lserve {
 struct ServiceConfig {
   // What clients call the model; the first is what replies say. Never empty.
   std::vector<std::string> served_model_names;
-  std::vector<std::string> api_keys;         // empty: anybody may ask
-  std::vector<std::string> admin_keys;       // open admin routes as well; empty: those are closed
+  std::vector<std::string> api_keys;    // empty: anybody may ask
+  std::vector<std::string> admin_keys;  // open admin routes as well; empty: those are closed
+  // What an API key may take: of each, and of those that differ. Admin keys have no limits.
+  KeyLimits default_key_limits;
+  std::map<std::string, KeyLimits, std::less<>> key_limits;
   std::vector<std::string> allowed_origins;  // CORS; "*": every page
   SamplingParams default_sampling;
   // Of a request that gives none; cut to what the context and the cache leave.
@@ -93,6 +98,13 @@ class Service {
   std::optional<ApiError> MakeRequest(const GenerationParams& params,
                                       std::vector<int32_t> prompt,
                                       Request* out) const;
+  // Whether the request's key has limits that hold for this server.
+  bool IsLimited(const HttpRequest& request) const;
+  std::optional<ApiError> RefuseEarly(Call* call) const;
+  // What the request's key allows; the headers go with every reply.
+  std::optional<ApiError> TakeLease(const Call& call,
+                                    const std::vector<Request>& requests,
+                                    GenerationSetup* setup) const;
   std::optional<ApiError> CheckModel(const std::string& model) const;
   std::optional<ApiError> Render(const ChatBody& body, RenderedPrompt* out) const;
   Json ModelJson(const std::string& name) const;
@@ -106,6 +118,7 @@ class Service {
   const std::function<int64_t()> connections_;
   const int64_t started_at_;  // Unix seconds
   const ToolStyle tool_style_;
+  const std::shared_ptr<KeyLimiter> key_limiter_;
   mutable OutputGrammars grammars_;  // thread-safe
   std::atomic<bool> draining_ = false;
 };

@@ -449,6 +449,37 @@ TEST_F(ApiTest, MetricsHaveVllmsNames) {
   EXPECT_GT(server_->Metric("vllm:request_success_total", "finished_reason=\"length\""), 0);
 }
 
+TEST(AuditMetricsTest, SayWhatSparseAttentionLeavesOut) {
+  RunningServer server([](EngineConfig& engine, ServerConfig&) {
+    engine.audit_rate = 1;
+    engine.attention.mode = AttentionMode::kSparse;
+    engine.attention.token_budget = 256;
+  });
+  const auto mean = [&](const std::string& name) {
+    return server.Metric(name + "_sum") / server.Metric(name + "_count");
+  };
+  EXPECT_EQ(server.Metric("lserve:audit_steps_total"), 0);
+  ASSERT_EQ(Post(server.port(), "/v1/chat/completions",
+                 ChatJson(LongText(400), R"(,"max_tokens":4,"ignore_eos":true)"))
+                .status,
+            200);
+  EXPECT_EQ(server.Metric("lserve:audit_steps_total"), 3) << "the prompt's last step draws one";
+  EXPECT_EQ(server.Metric("lserve:audit_skipped_steps_total"), 0);
+  EXPECT_EQ(server.Metric("lserve:decode_steps_sparse_total"), 3);
+  const double recall = mean("lserve:audit_retrieval_recall");
+  EXPECT_GT(recall, 0);
+  EXPECT_LT(recall, 1) << "256 tokens of more than a thousand";
+  EXPECT_LE(server.Metric("lserve:audit_retrieval_recall_lowest"), recall);
+  EXPECT_GE(mean("lserve:audit_kl"), 0);
+  EXPECT_GT(server.Metric("lserve:audit_seconds_total"), 0);
+  // Published after the step's events.
+  EXPECT_TRUE(server.WaitFor([&] { return server.Metric("lserve:selector_seconds_total") > 0; }));
+  EXPECT_LT(server.Metric("lserve:pages_visited_total"),
+            server.Metric("lserve:pages_present_total"));
+  const double share = server.Metric("lserve:streaming_head_share");
+  EXPECT_TRUE(share > 0 && share < 1) << share;
+}
+
 TEST(ApiKeyTest, EveryRouteButTheProbesNeedsAKey) {
   RunningServer server([](EngineConfig&, ServerConfig& config) {
     config.service.api_keys = {"sk-one", "sk-two"};
@@ -482,6 +513,51 @@ TEST(ApiKeyTest, EveryRouteButTheProbesNeedsAKey) {
   EXPECT_FALSE(preflight.headers.contains("access-control-allow-credentials"));
   EXPECT_FALSE(Get(server.port(), "/health", "Origin: https://evil.example\r\n")
                    .headers.contains("access-control-allow-origin"));
+}
+
+TEST(KeyLimitsTest, AreHeldPerKeyAndSaidInHeaders) {
+  RunningServer server([](EngineConfig&, ServerConfig& config) {
+    config.service.api_keys = {"sk-one", "sk-two"};
+    config.service.admin_keys = {"sk-admin"};
+    config.service.default_key_limits = {.requests = 1, .tokens_per_minute = 100000};
+    config.service.key_limits["sk-two"] = {.requests_per_minute = 1};
+  });
+  const auto ask = [&](const char* key, const char* path = "/v1/chat/completions") {
+    return Post(server.port(), path, ChatJson("hi", R"(,"max_tokens":2)"),
+                StrCat("Authorization: Bearer ", key, "\r\n"));
+  };
+  const HttpReply first = ask("sk-one");
+  EXPECT_EQ(first.status, 200);
+  EXPECT_EQ(first.headers.at("x-ratelimit-limit-tokens"), "100000");
+  EXPECT_LT(std::atoi(first.headers.at("x-ratelimit-remaining-tokens").c_str()), 100000);
+  EXPECT_TRUE(first.headers.at("x-ratelimit-reset-tokens").ends_with("s"));
+  EXPECT_FALSE(first.headers.contains("x-ratelimit-limit-requests"));
+
+  HttpClient running(server.port());
+  running.Send(HttpClient::PostBytes(
+      "/v1/chat/completions",
+      ChatJson("hi", R"(,"stream":true,"ignore_eos":true,"max_tokens":30000)"),
+      "Authorization: Bearer sk-one\r\n"));
+  ASSERT_TRUE(running.ReadUntil("\"role\":\"assistant\""));
+  EXPECT_THAT(running.received(), HasSubstr("x-ratelimit-remaining-tokens: "));
+  const HttpReply refused = ask("sk-one");
+  EXPECT_EQ(refused.status, 429) << refused.body;
+  EXPECT_EQ(At(ParsedBody(refused), "error.code"), Json("rate_limit_exceeded"));
+  EXPECT_GE(std::atoi(refused.headers.at("retry-after").c_str()), 1);
+  EXPECT_EQ(At(ParsedBody(ask("sk-one", "/v1/messages")), "error.type"), Json("rate_limit_error"));
+  EXPECT_EQ(ask("sk-admin").status, 200);
+  EXPECT_FALSE(ask("sk-admin").headers.contains("x-ratelimit-limit-tokens"));
+
+  EXPECT_EQ(ask("sk-two").status, 200) << "another key is not concerned";
+  const HttpReply second = ask("sk-two");
+  EXPECT_EQ(second.status, 429);
+  EXPECT_EQ(second.headers.at("x-ratelimit-remaining-requests"), "0");
+  EXPECT_EQ(MetricValue(Get(server.port(), "/metrics", "Authorization: Bearer sk-admin\r\n").body,
+                        "lserve:requests_refused_total", "key_requests"),
+            1);
+  // A client that leaves gives its place back.
+  running.Close();
+  EXPECT_TRUE(server.WaitFor([&] { return ask("sk-one").status == 200; }));
 }
 
 TEST(AdminKeyTest, OpensWhatNoOtherKeyOpens) {

@@ -30,6 +30,7 @@ class RunningServer {
   double Metric(std::string_view name, std::string_view label = "") const;
   // Polls until `done`, at most 60 s.
   bool WaitFor(const std::function<bool()>& done) const;
+  Status ReloadCertificate() { return server_->ReloadCertificate(); }
   // As a SIGTERM does.
   void Signal() { ++signals_; }
   // Waits for Server::Run to end.

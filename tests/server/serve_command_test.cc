@@ -1,87 +1,24 @@
 // The program itself: starts, says where it listens, answers, and ends as a supervisor expects.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <string>
-#include <vector>
 
 #include "base/clock.h"
 #include "base/strings.h"
 #include "tests/server/http_client.h"
 #include "tests/server/running_server.h"
+#include "tests/server/serve_process.h"
+#include "tests/server/tls_identity.h"
 
 namespace lserve {
 namespace {
 
 using ::testing::HasSubstr;
-
-// `lserve serve` on a free port; its stderr is read until it listens.
-class ServeProcess {
- public:
-  explicit ServeProcess(std::vector<std::string> more) {
-    int ends[2];
-    EXPECT_EQ(pipe(ends), 0);
-    pid_ = fork();
-    if (pid_ == 0) {
-      dup2(ends[1], STDERR_FILENO);
-      close(ends[0]);
-      const std::string model = LS_SOURCE_DIR "/models/needle";
-      std::vector<std::string> arguments = {
-          LS_PROGRAM, "serve", model, "--port", "0", "--threads", "1", "--kv-cache-bytes", "64M"};
-      arguments.insert(arguments.end(), more.begin(), more.end());
-      std::vector<char*> argv;
-      for (std::string& argument : arguments) argv.push_back(argument.data());
-      argv.push_back(nullptr);
-      execv(LS_PROGRAM, argv.data());
-      _exit(127);
-    }
-    close(ends[1]);
-    stderr_ = ends[0];
-    const std::string_view kListening = "listening at http://127.0.0.1:";
-    char c = 0;
-    while (read(stderr_, &c, 1) == 1) {
-      err_.push_back(c);
-      if (c == '\n' && err_.find(kListening) != std::string::npos) break;
-    }
-    const size_t at = err_.find(kListening);
-    if (at != std::string::npos) port_ = std::atoi(err_.c_str() + at + kListening.size());
-  }
-  ~ServeProcess() {
-    if (pid_ > 0) {
-      kill(pid_, SIGKILL);
-      waitpid(pid_, nullptr, 0);
-    }
-    close(stderr_);
-  }
-  ServeProcess(const ServeProcess&) = delete;
-  ServeProcess& operator=(const ServeProcess&) = delete;
-
-  int port() const { return port_; }
-  const std::string& err() const { return err_; }
-  void Signal(int signal) const { kill(pid_, signal); }
-  // The exit status, -1 for an end by a signal.
-  int Wait() {
-    char bytes[4096];
-    for (ssize_t n = 0; (n = read(stderr_, bytes, sizeof(bytes))) > 0;)
-      err_.append(bytes, static_cast<size_t>(n));
-    int status = 0;
-    waitpid(pid_, &status, 0);
-    pid_ = -1;
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-  }
-
- private:
-  pid_t pid_ = -1;
-  int stderr_ = -1;
-  int port_ = 0;
-  std::string err_;
-};
 
 const char kChat[] = R"({"messages":[{"role":"user","content":"hi"}],"max_tokens":3})";
 
@@ -188,6 +125,40 @@ TEST(ServeCommandTest, AFileOfOptionsAndTheCommandLineAbove) {
       wrong.err(),
       HasSubstr(
           "\"servd-model-name\" is no option of serve, expected perhaps --served-model-name"));
+}
+
+TEST(ServeCommandTest, LimitsStandInTheKeyFile) {
+  const std::string file = testing::TempDir() + "serve_keys";
+  std::ofstream(file) << "# of the team\nsk-a\nsk-b requests-per-minute=1\n";
+  ServeProcess server({"--api-key-file", file, "--requests-per-minute-per-key", "100"});
+  ASSERT_GT(server.port(), 0) << server.err();
+  for (const auto& [key, limit] : {std::pair("sk-a", "100"), std::pair("sk-b", "1")}) {
+    const HttpReply reply = Post(server.port(), "/v1/chat/completions", kChat,
+                                 StrCat("Authorization: Bearer ", key, "\r\n"));
+    EXPECT_EQ(reply.status, 200);
+    EXPECT_EQ(reply.headers.at("x-ratelimit-limit-requests"), limit);
+  }
+  std::ofstream(file) << "sk-a request=1\n";
+  ServeProcess wrong({"--api-key-file", file});
+  EXPECT_EQ(wrong.Wait(), 2);
+  EXPECT_THAT(wrong.err(), HasSubstr("line 1: after the key comes request"));
+  EXPECT_EQ(wrong.err().find("sk-a"), std::string::npos) << "keys are not shown";
+  ServeProcess alone({"--max-requests-per-key", "1"});
+  EXPECT_EQ(alone.Wait(), 2);
+  EXPECT_THAT(alone.err(), HasSubstr("without a key"));
+}
+
+TEST(ServeCommandTest, AHangUpReadsTheCertificateAgain) {
+  const TlsIdentity identity("hangup");
+  ServeProcess server({"--tls-cert", identity.certificate, "--tls-key", identity.key});
+  ASSERT_GT(server.port(), 0) << server.err();
+  server.Signal(SIGHUP);
+  EXPECT_TRUE(server.ReadUntil("new connections get the certificate")) << server.err();
+  std::ofstream(identity.key) << "no key";
+  server.Signal(SIGHUP);
+  EXPECT_TRUE(server.ReadUntil("the certificate stays as it was: --tls-key ")) << server.err();
+  server.Signal(SIGTERM);
+  EXPECT_EQ(server.Wait(), 0) << server.err();
 }
 
 TEST(ServeCommandTest, AnEmptyKeyFileIsRefused) {

@@ -1,55 +1,27 @@
 // The server over TLS: answers, streams, and what it refuses.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <openssl/evp.h>
-#include <openssl/pem.h>
 #include <openssl/x509.h>
 
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/read.hpp>
+#include <boost/asio/read_until.hpp>
 #include <boost/asio/ssl.hpp>
 #include <boost/asio/write.hpp>
-#include <cstdio>
+#include <filesystem>
 #include <memory>
 
 #include "base/strings.h"
 #include "tests/server/running_server.h"
+#include "tests/server/tls_identity.h"
 
 namespace lserve {
 namespace {
 
 using ::testing::HasSubstr;
+using Identity = TlsIdentity;
 namespace asio = boost::asio;
-
-// A key and a certificate that it has signed itself, as PEM files.
-struct Identity {
-  std::string certificate;
-  std::string key;
-
-  explicit Identity(const std::string& name)
-      : certificate(StrCat(testing::TempDir(), "tls_test_", name, ".crt")),
-        key(StrCat(testing::TempDir(), "tls_test_", name, ".key")) {
-    const std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)> pair(EVP_EC_gen("P-256"),
-                                                                   EVP_PKEY_free);
-    const std::unique_ptr<X509, decltype(&X509_free)> x509(X509_new(), X509_free);
-    ASN1_INTEGER_set(X509_get_serialNumber(x509.get()), 1);
-    X509_gmtime_adj(X509_getm_notBefore(x509.get()), -60);
-    X509_gmtime_adj(X509_getm_notAfter(x509.get()), 3600);
-    X509_set_pubkey(x509.get(), pair.get());
-    X509_NAME* subject = X509_get_subject_name(x509.get());
-    X509_NAME_add_entry_by_txt(subject, "CN", MBSTRING_ASC,
-                               reinterpret_cast<const unsigned char*>("localhost"), -1, -1, 0);
-    X509_set_issuer_name(x509.get(), subject);
-    X509_sign(x509.get(), pair.get(), EVP_sha256());
-    FILE* file = std::fopen(certificate.c_str(), "w");
-    PEM_write_X509(file, x509.get());
-    std::fclose(file);
-    file = std::fopen(key.c_str(), "w");
-    PEM_write_PrivateKey(file, pair.get(), nullptr, nullptr, 0, nullptr, nullptr);
-    std::fclose(file);
-  }
-};
 
 // Everything that comes back until the server closes.
 std::string Ask(int port, const std::string& bytes, int newest_version = TLS1_3_VERSION) {
@@ -93,6 +65,60 @@ TEST(TlsTest, AnswersAndStreams) {
   EXPECT_TRUE(plain.ReadEnd(5));
   EXPECT_THAT(Ask(server.port(), "GET /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
               HasSubstr("200 OK"));
+}
+
+// A client that stays, and knows whom it talks to.
+class TlsClient {
+ public:
+  explicit TlsClient(int port) : tls_(asio::ssl::context::tls_client), stream_(context_, tls_) {
+    stream_.next_layer().connect({asio::ip::address_v4::loopback(), static_cast<uint16_t>(port)});
+    stream_.handshake(asio::ssl::stream_base::client);
+  }
+  std::string server_name() {
+    const std::unique_ptr<X509, decltype(&X509_free)> x509(
+        SSL_get1_peer_certificate(stream_.native_handle()), X509_free);
+    char name[64] = "";
+    X509_NAME_get_text_by_NID(X509_get_subject_name(x509.get()), NID_commonName, name,
+                              sizeof(name));
+    return name;
+  }
+  std::string Health() {
+    asio::write(stream_, asio::buffer(std::string("GET /health HTTP/1.1\r\nHost: x\r\n\r\n")));
+    std::string reply;
+    asio::read_until(stream_, asio::dynamic_buffer(reply), "}");
+    return reply;
+  }
+
+ private:
+  asio::io_context context_;
+  asio::ssl::context tls_;
+  asio::ssl::stream<asio::ip::tcp::socket> stream_;
+};
+
+TEST(TlsTest, ANewCertificateIsForNewConnections) {
+  const Identity identity("renewed", "first");
+  RunningServer server([&](EngineConfig&, ServerConfig& config) {
+    config.address.tls_certificate = identity.certificate;
+    config.address.tls_key = identity.key;
+  });
+  TlsClient old(server.port());
+  EXPECT_EQ(old.server_name(), "first");
+  EXPECT_THAT(old.Health(), HasSubstr("200 OK"));
+
+  const Identity second("renewed", "second");  // the same files
+  EXPECT_TRUE(server.ReloadCertificate().ok());
+  TlsClient fresh(server.port());
+  EXPECT_EQ(fresh.server_name(), "second");
+  EXPECT_THAT(fresh.Health(), HasSubstr("200 OK"));
+  EXPECT_THAT(old.Health(), HasSubstr("200 OK")) << "open connections live on";
+
+  // A certificate without its key, as half a renewal leaves it.
+  const Identity stranger("stranger");
+  std::filesystem::copy_file(stranger.certificate, identity.certificate,
+                             std::filesystem::copy_options::overwrite_existing);
+  EXPECT_THAT(server.ReloadCertificate().message(), HasSubstr("--tls-key"));
+  EXPECT_EQ(TlsClient(server.port()).server_name(), "second");
+  EXPECT_THAT(fresh.Health(), HasSubstr("200 OK"));
 }
 
 TEST(TlsTest, WrongFilesAreNamed) {

@@ -33,6 +33,7 @@ class CudaBackend : public Backend {
   std::string name() const override { return "cuda"; }
   std::string description() const override;
   std::optional<DeviceMemory> Memory() const override;
+  bool queues_ops() const override { return true; }
 
   // All work is queued here; for benches, which capture it.
   cudaStream_t stream() const { return stream_; }
