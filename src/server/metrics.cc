@@ -232,6 +232,11 @@ void Metrics::ObserveRefused(std::string_view why) {
   ++refused_[std::string(why)];
 }
 
+void Metrics::ObserveRetry() {
+  const std::lock_guard lock(mutex_);
+  ++retried_;
+}
+
 void Metrics::ObserveHttp(std::string_view handler, std::string_view method, int status) {
   const std::lock_guard lock(mutex_);
   ++http_[{std::string(handler), std::string(method), status}];
@@ -351,6 +356,8 @@ std::string Metrics::Render(const EngineSnapshot& engine, int64_t connections) c
     out.Sample("lserve:requests_cancelled_total", StrCat("phase=\"", Name(phase), "\""),
                cancelled_[static_cast<size_t>(phase)]);
   }
+  out.Counter("lserve:requests_retried_total", retried_,
+              "Requests that their client sent before (x-stainless-retry-count).");
   out.Head("lserve:requests_refused_total", "counter",
            "Requests turned away by the queue or by their key's limits.");
   for (const auto& [why, count] : refused_) {

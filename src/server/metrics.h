@@ -80,6 +80,9 @@ class Metrics {
                        int64_t max_tokens);
   void ObserveCancelled(RequestPhase phase);
   void ObserveRefused(std::string_view why);
+  // A request that its client says it sent before: what waits too long comes again, and costs
+  // twice.
+  void ObserveRetry();
   void ObserveHttp(std::string_view handler, std::string_view method, int status);
 
   // `connections`: open ones now.
@@ -105,6 +108,7 @@ class Metrics {
   AuditStats audit_;
   std::array<int64_t, 3> cancelled_ = {};
   std::map<std::string, int64_t, std::less<>> finished_;
+  int64_t retried_ = 0;
   std::map<std::string, int64_t, std::less<>> refused_;
   std::map<std::tuple<std::string, std::string, int>, int64_t> http_;
   Histogram first_token_;

@@ -213,6 +213,8 @@ void Service::Handle(const std::shared_ptr<Exchange>& exchange) const {
          .message = "the API key is missing or wrong; send the header Authorization: Bearer KEY",
          .code = "invalid_api_key"});
   }
+  const std::string_view retry = request.Header("x-stainless-retry-count");
+  if (retry.find_first_of("123456789") == 0) metrics_->ObserveRetry();
   Route(call);
 }
 

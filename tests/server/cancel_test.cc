@@ -147,6 +147,29 @@ TEST(QueueTest, AFullQueueSaysWhenToComeBack) {
   EXPECT_EQ(waiting.ReadReply().status, 200);
 }
 
+TEST(RetryTest, WhatAClientSendsAgainIsCounted) {
+  RunningServer server;
+  const std::string ask = ChatJson("hi", R"(,"max_tokens":1)");
+  Post(server.port(), kChat, ask, "x-stainless-retry-count: 0\r\n");
+  EXPECT_EQ(server.Metric("lserve:requests_retried_total"), 0);
+  Post(server.port(), kChat, ask, "x-stainless-retry-count: 1\r\n");
+  EXPECT_EQ(server.Metric("lserve:requests_retried_total"), 1);
+}
+
+TEST(FairnessTest, EveryStepOfALongPromptCarriesTheTokenOfAStream) {
+  RunningServer server(NoPrefixes);
+  HttpClient slow(server.port());
+  slow.Send(HttpClient::PostBytes(
+      kChat, ChatJson(LongText(kLongWords), R"(,"stream":true,"max_tokens":1)")));
+  ASSERT_TRUE(server.WaitFor([&] { return server.snapshot().steps >= 2; }));
+  const double before = server.Metric("lserve:steps_total");
+  const std::string eight = R"(,"ignore_eos":true,"max_tokens":8)";
+  EXPECT_EQ(Post(server.port(), kChat, ChatJson("hi", eight)).status, 200);
+  // A step per token, and what ran while we asked; the long prompt needs about 190.
+  EXPECT_LT(server.Metric("lserve:steps_total") - before, 60);
+  EXPECT_EQ(server.Metric("vllm:num_requests_running"), 1);
+}
+
 TEST(FairnessTest, AShortPromptOvertakesALongOne) {
   RunningServer server(NoPrefixes);
   HttpClient slow(server.port());
