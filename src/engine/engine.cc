@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/strings.h"
+#include "engine/admission.h"
 #include "engine/attention_probe.h"
 #include "engine/auditor.h"
 #include "engine/engine_setup.h"
@@ -87,14 +88,6 @@ class Engine::Impl {
     bool draws = false;                // a token follows from the logits of its last row
   };
 
-  Status CheckRequest(const Request& request, const AttentionSettings& attention) const;
-  // Sequence::spare_pages.
-  int SparePages() const { return config_.audit_rate > 0 ? 2 : 1; }
-  // The request's, cut to what the model's length leaves.
-  int64_t MaxTokens(const Request& request) const;
-  Status CheckFits(const Request& request,
-                   const AttentionSettings& attention,
-                   int64_t max_tokens) const;
   Status BuildBatch(const std::vector<Scheduled>& step);
   Status AllocateSelection(Sequence* sequence);
   Status RequestTileLists();
@@ -141,126 +134,28 @@ class Engine::Impl {
   std::vector<float> prompt_logits_;   // [kLogitRows, vocab], for those who ask
 };
 
-Status Engine::Impl::CheckRequest(const Request& request,
-                                  const AttentionSettings& attention) const {
-  std::vector<std::string> problems = request.sampling.Problems();
-  for (std::string& problem : attention.Problems()) problems.push_back(std::move(problem));
-  const int64_t size = static_cast<int64_t>(request.prompt.size());
-  if (size == 0) problems.push_back("the prompt has 0 tokens, expected at least 1");
-  if (size >= parts_.info.max_model_len) {
-    problems.push_back(StrCat("the prompt has ", size, " tokens, expected fewer than ",
-                              parts_.info.max_model_len,
-                              "; shorten it or raise --max-model-len if the model allows"));
-  }
-  if (request.max_tokens < 1) {
-    problems.push_back(StrCat("max_tokens is ", request.max_tokens, ", expected at least 1"));
-  }
-  if (request.keep_prefix < 0 || request.keep_prefix > size) {
-    problems.push_back(StrCat("keep_prefix is ", request.keep_prefix, ", expected 0 to ", size));
-  }
-  if (!request.stop.empty() && parts_.tokenizer == nullptr) {
-    problems.push_back("stop strings need a tokenizer, and the model directory has none");
-  }
-  if (request.min_tokens < 0 || request.min_tokens > request.max_tokens) {
-    problems.push_back(StrCat("min_tokens is ", request.min_tokens, ", expected 0 to max_tokens (",
-                              request.max_tokens, ")"));
-  }
-  for (const auto& [token, bias] : request.sampling.logit_bias) {
-    if (token >= 0 && token < parts_.model_config.vocab_size) continue;
-    problems.push_back(StrCat("logit_bias names token ", token, ", expected 0 to ",
-                              parts_.model_config.vocab_size - 1));
-    break;
-  }
-  const bool is_free =
-      request.forced_tokens.empty() && request.min_tokens == 0 && !request.ignore_eos;
-  if (request.constraint != nullptr && !is_free) {
-    problems.push_back(
-        "an output format is given beside min_tokens, ignore_eos or forced tokens, expected it "
-        "alone: it says where the answer ends");
-  }
-  const auto check_tokens = [&](const char* what, const std::vector<int32_t>& tokens) {
-    const auto beyond = std::find_if(tokens.begin(), tokens.end(), [&](int32_t token) {
-      return token < 0 || token >= parts_.model_config.vocab_size;
-    });
-    if (beyond == tokens.end()) return;
-    problems.push_back(StrCat(what, *beyond, " at position ", beyond - tokens.begin(),
-                              ", expected 0 to ", parts_.model_config.vocab_size - 1,
-                              "; are the tokens from the same model?"));
-  };
-  check_tokens("token ", request.prompt);
-  check_tokens("forced token ", request.forced_tokens);
-  const int64_t num_forced = static_cast<int64_t>(request.forced_tokens.size());
-  if (size + num_forced > parts_.info.max_model_len) {
-    problems.push_back(StrCat("the prompt and its forced tokens are ", size + num_forced,
-                              " tokens, expected at most ", parts_.info.max_model_len,
-                              "; shorten them or raise --max-model-len if the model allows"));
-  }
-  return problems.empty() ? Status() : Status(Code::kInvalidArgument, problems.front());
-}
-
-Status Engine::Impl::CheckFits(const Request& request,
-                               const AttentionSettings& attention,
-                               int64_t max_tokens) const {
-  const auto bytes_for = [&](int64_t tokens) {
-    const SequenceCache::Need need =
-        WorstCasePages(attention, tokens, config_.max_num_batched_tokens);
-    size_t bytes = 0;
-    for (const Way way : kWays) {
-      bytes +=
-          static_cast<size_t>(need.pages[Index(way)] + SparePages()) * parts_.pool->page_bytes(way);
-    }
-    return bytes;
-  };
-  // Each way rounds up to whole granules.
-  const size_t slack =
-      size_t{2} * std::max(size_t{2} << 20, std::max(parts_.pool->page_bytes(Way::kRetrieval),
-                                                     parts_.pool->page_bytes(Way::kStreaming)));
-  const auto fits = [&](int64_t tokens) {
-    return bytes_for(tokens) + slack <= parts_.pool->budget_bytes();
-  };
-  const int64_t total = static_cast<int64_t>(request.prompt.size()) + max_tokens;
-  if (fits(total)) return Status();
-  int64_t low = 0, high = total;  // the longest that fits is in [low, high)
-  while (high - low > 1) {
-    const int64_t middle = low + (high - low) / 2;
-    (fits(middle) ? low : high) = middle;
-  }
-  return Status(
-      Code::kOutOfMemory,
-      StrCat("prompt and answer of ", total, " tokens need ", bytes_for(total) >> 20,
-             " MiB of KV cache (", parts_.info.kv_dtype, "), the cache has ",
-             parts_.pool->budget_bytes() >> 20, " MiB; at most ", low,
-             " tokens fit: shorten it, raise --kv-cache-bytes or try --kv-cache-dtype int8"));
-}
-
-int64_t Engine::Impl::MaxTokens(const Request& request) const {
-  if (!request.forced_tokens.empty()) return static_cast<int64_t>(request.forced_tokens.size());
-  const int64_t room = parts_.info.max_model_len - static_cast<int64_t>(request.prompt.size());
-  return std::min(request.max_tokens, room);
-}
-
 Status Engine::Impl::Check(const Request& request) const {
   AttentionSettings attention = request.attention.value_or(config_.attention);
-  LS_TRY(CheckRequest(request, attention));
+  LS_TRY(CheckRequest(parts_, request, attention));
   if (request.keep_streaming_pages) attention.mode = AttentionMode::kDense;
-  return CheckFits(request, attention, MaxTokens(request));
+  return CheckFits(parts_, request, attention, MaxTokens(parts_, request));
 }
 
 Result<RequestId> Engine::Impl::Add(Request request) {
   LS_TRY(Check(request));
   const AttentionSettings attention = request.attention.value_or(config_.attention);
-  const int64_t max_tokens = MaxTokens(request);
+  const int64_t max_tokens = MaxTokens(parts_, request);
   const RequestId id = next_id_++;
   std::vector<std::string> stops = request.stop;
   auto sequence = std::make_unique<Sequence>(id, std::move(request), attention,
                                              SequenceCache(parts_.pool.get(), parts_.store.get()));
   sequence->max_tokens = max_tokens;
-  sequence->spare_pages = SparePages();
+  sequence->spare_pages = SparePages(parts_);
   sequence->keeps_streaming = sequence->request.keep_streaming_pages;
   if (attention.mode != AttentionMode::kDense && audited_requests_.Next()) {
     AttentionSettings untrimmed = attention;
     untrimmed.mode = AttentionMode::kDense;
-    sequence->keeps_streaming |= CheckFits(sequence->request, untrimmed, max_tokens).ok();
+    sequence->keeps_streaming |= CheckFits(parts_, sequence->request, untrimmed, max_tokens).ok();
   }
   sequence->stats.prompt_tokens = sequence->prompt_size();
   if (parts_.tokenizer != nullptr) sequence->text.emplace(*parts_.tokenizer, std::move(stops));
