@@ -83,6 +83,13 @@ struct SiluMulParams {
   Matrix y;       // [rows, n], kF32
 };
 
+// out[r] = the column of the largest element of row r, the lowest of equal ones; -1 if the row
+// holds a NaN. `out` is host memory, written when the op returns.
+struct PickLargestParams {
+  ConstMatrix x;  // [rows, cols], kF32
+  std::span<int32_t> out;
+};
+
 // Rotates the first `num_heads` heads of every row in place ("rotate half" pairing: element i with
 // i + head_dim / 2), by the angles of its row.
 struct RopeParams {

@@ -83,6 +83,9 @@ class MeteredBackend : public Backend {
   Status Linear(const LinearParams& params) override;
   Status SiluMul(const SiluMulParams& params) override;
   Status Rope(const RopeParams& params) override;
+  Status PickLargest(const PickLargestParams& params) override {
+    return inner_->PickLargest(params);
+  }
   Status AppendKv(const AppendKvParams& params) override;
   Status SelectPages(const SelectPagesParams& params) override;
   Status SelectTiles(const SelectTilesParams& params) override;

@@ -112,11 +112,13 @@ class Engine::Impl {
   Status AfterForward(const Member& member);
   // Gives the tree what a step has added to a prompt, from position `first` on.
   void KeepPrefix(const Sequence& sequence, int64_t first);
-  // Copies the logits of the members from `first` on that draw a token, for as many as one call
-  // gives, and says which members those are.
+  // The token of a member can be had without its logits on the host.
+  bool TakesLargest(const Member& member) const;
+  // Computes the logits of the members from `first` on that draw a token, for as many as one call
+  // gives, and says which members those are. Copies them, or only the columns of the largest.
   Status LoadLogits(size_t first);
   Result<RequestEvent> Finalize(size_t index);
-  Status DrawToken(const Member& member, std::span<float> logits, RequestEvent* event);
+  Status DrawToken(const Member& member, size_t logits_row, RequestEvent* event);
   void Finish(Sequence* sequence, FinishReason reason, RequestEvent* event);
   void FillStats(const Sequence& sequence, RequestStats* stats) const;
   std::vector<RequestEvent> TakeCancelled();
@@ -130,6 +132,7 @@ class Engine::Impl {
   std::vector<Member> members_;
   Buffer tile_list_memory_;            // of the plan's prefill lists
   std::vector<float> host_logits_;     // [logit_members_.size(), vocab]
+  std::vector<int32_t> largest_;       // [logit_members_.size()]; host_logits_ is empty then
   std::vector<size_t> logit_members_;  // whose they are
   std::vector<float> prompt_logits_;   // [kLogitRows, vocab], for those who ask
 };
@@ -503,22 +506,43 @@ void Engine::Impl::KeepPrefix(const Sequence& sequence, int64_t first) {
   }
 }
 
+bool Engine::Impl::TakesLargest(const Member& member) const {
+  const Sequence& sequence = *member.scheduled.sequence;
+  const Request& request = sequence.request;
+  return sequence.sampler.is_plain_greedy() && !request.on_token_logits &&
+         request.constraint == nullptr && member.audit == nullptr &&
+         static_cast<int64_t>(sequence.answer.size()) >= request.min_tokens;
+}
+
 Status Engine::Impl::LoadLogits(size_t first) {
   std::vector<int32_t> rows;
   logit_members_.clear();
+  largest_.clear();
+  host_logits_.clear();
+  bool largest = true;
   for (size_t i = first; i < members_.size() && rows.size() < LlamaModel::kLogitRows; ++i) {
     if (!members_[i].draws) continue;
     rows.push_back(members_[i].range.first_row + members_[i].range.num_rows - 1);
     logit_members_.push_back(i);
+    largest = largest && TakesLargest(members_[i]);
   }
   const ConstMatrix logits = LS_TRY(parts_.model->Logits(rows));
+  if (largest) {
+    largest_.resize(rows.size());
+    return parts_.backend->PickLargest({.x = logits, .out = largest_});
+  }
   host_logits_.resize(rows.size() * static_cast<size_t>(parts_.model_config.vocab_size));
   return parts_.backend->CopyToHost(host_logits_.data(), logits.data,
                                     host_logits_.size() * sizeof(float));
 }
 
-Status Engine::Impl::DrawToken(const Member& member, std::span<float> logits, RequestEvent* event) {
+Status Engine::Impl::DrawToken(const Member& member, size_t logits_row, RequestEvent* event) {
   Sequence* sequence = member.scheduled.sequence;
+  std::span<float> logits;  // empty: only the column of the largest is known
+  if (!host_logits_.empty()) {
+    const size_t vocab = static_cast<size_t>(parts_.model_config.vocab_size);
+    logits = std::span(host_logits_).subspan(logits_row * vocab, vocab);
+  }
   if (sequence->request.on_token_logits) sequence->request.on_token_logits(logits);
   if (member.audit != nullptr) {
     AuditStats step;
@@ -540,8 +564,10 @@ Status Engine::Impl::DrawToken(const Member& member, std::span<float> logits, Re
     forbid(sequence->request.stop_token_ids);
   }
   if (sequence->request.constraint != nullptr) LS_TRY(sequence->request.constraint->Mask(logits));
-  const int32_t token =
-      is_forced ? forced[sequence->answer.size()] : LS_TRY(sequence->sampler.Sample(logits));
+  const int32_t token = is_forced ? forced[sequence->answer.size()]
+                        : logits.empty()
+                            ? LS_TRY(sequence->sampler.TakeLargest(largest_[logits_row]))
+                            : LS_TRY(sequence->sampler.Sample(logits));
   sequence->answer.push_back(token);
   event->token = token;
   sequence->last_token_ms = sequence->since_added.milliseconds();
@@ -587,10 +613,8 @@ Result<RequestEvent> Engine::Impl::Finalize(size_t index) {
   LS_TRY(AfterForward(member));
   event.prefill_done = std::min(sequence->computed_tokens, sequence->prompt_size());
   if (status.ok() && member.draws) {
-    const size_t vocab = static_cast<size_t>(parts_.model_config.vocab_size);
     const auto at = std::find(logit_members_.begin(), logit_members_.end(), index);
-    const size_t row = static_cast<size_t>(at - logit_members_.begin());
-    status = DrawToken(member, std::span(host_logits_).subspan(row * vocab, vocab), &event);
+    status = DrawToken(member, static_cast<size_t>(at - logit_members_.begin()), &event);
   }
   if (status.code() == Code::kDeviceLost) return status;
   if (!status.ok()) {

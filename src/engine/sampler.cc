@@ -13,6 +13,12 @@ int32_t ArgMax(std::span<const float> logits) {
   return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
 }
 
+Status NanLogits() {
+  return Status(Code::kCorruptModel,
+                "the model's logits contain NaN, expected finite values; the checkpoint is damaged "
+                "or overflows");
+}
+
 }  // namespace
 
 std::vector<std::string> SamplingParams::Problems() const {
@@ -63,15 +69,22 @@ void Sampler::ApplyPenalties(std::span<float> logits) const {
   }
 }
 
+bool Sampler::is_plain_greedy() const {
+  return params_.temperature == 0 && params_.logit_bias.empty() &&
+         params_.repetition_penalty == 1.0 && params_.presence_penalty == 0 &&
+         params_.frequency_penalty == 0;
+}
+
+Result<int32_t> Sampler::TakeLargest(int32_t token) {
+  if (token < 0) return NanLogits();
+  Count(token);
+  return token;
+}
+
 Result<int32_t> Sampler::Sample(std::span<float> logits) {
   const bool has_nan =
       std::any_of(logits.begin(), logits.end(), [](float x) { return std::isnan(x); });
-  if (has_nan) {
-    return Status(
-        Code::kCorruptModel,
-        "the model's logits contain NaN, expected finite values; the checkpoint is damaged "
-        "or overflows");
-  }
+  if (has_nan) return NanLogits();
   ApplyPenalties(logits);
   const int32_t token = params_.temperature == 0 ? ArgMax(logits) : Draw(logits);
   Count(token);

@@ -18,6 +18,11 @@ class Sampler {
  public:
   Sampler(const SamplingParams& params, std::span<const int32_t> prompt);
 
+  // True: Sample() would take the largest logit as it is, so TakeLargest() does.
+  bool is_plain_greedy() const;
+  // `token` is the column of the largest logit, or -1: one is NaN.
+  Result<int32_t> TakeLargest(int32_t token);
+
   // `logits` is [vocab] and is changed. Error: a logit is NaN. The token counts for the penalties
   // of the following calls.
   Result<int32_t> Sample(std::span<float> logits);

@@ -75,6 +75,10 @@ class StagedBackend final : public Backend {
     p.sin = stage.In(params.sin);
     return stage.Finish(inner_->Rope(p));
   }
+  Status PickLargest(const PickLargestParams& params) override {
+    Stage stage(inner_.get());
+    return stage.Finish(inner_->PickLargest({.x = stage.In(params.x), .out = params.out}));
+  }
   Status AppendKv(const AppendKvParams& params) override {
     Stage stage(inner_.get());
     AppendKvParams p = params;

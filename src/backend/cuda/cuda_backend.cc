@@ -185,4 +185,11 @@ Status CudaBackend::Rope(const RopeParams& params) {
   return Status();
 }
 
+Status CudaBackend::PickLargest(const PickLargestParams& params) {
+  std::byte* picked = LS_TRY(picked_.Get(params.out.size_bytes(), stream_));
+  LS_CUDA(LaunchPickLargest(View(params.x), static_cast<int64_t>(params.out.size()), params.x.cols,
+                            reinterpret_cast<int32_t*>(picked), stream_));
+  return CopyToHost(params.out.data(), picked, params.out.size_bytes());
+}
+
 }  // namespace lserve

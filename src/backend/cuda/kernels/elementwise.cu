@@ -46,19 +46,40 @@ __device__ float BlockSum(float x, float* shared) {
   return sum;
 }
 
-// One block per slice of a row.
+// One block per slice of a row, whose first elements wait in registers between the two passes. The
+// weight, which is on its way from memory, is asked for before x is ready.
 __global__ void RmsNormKernel(
     ConstMatrixView x, const float* weight, float eps, int n, MatrixView y) {
   LetNextStart();
+  constexpr int kHeld = 4;
+  const int step = static_cast<int>(blockDim.x);
+  float weights[kHeld], values[kHeld];
+#pragma unroll
+  for (int h = 0; h < kHeld; ++h) {
+    const int i = h * step + static_cast<int>(threadIdx.x);
+    weights[h] = i < n ? weight[i] : 0.0f;
+  }
   WaitForPrevious();
   __shared__ float shared[kNormThreads / kWarp];
   const float* from = x.data + blockIdx.x * x.stride + int64_t{blockIdx.y} * n;
   float* to = y.data + blockIdx.x * y.stride + int64_t{blockIdx.y} * n;
   float squares = 0;
-  for (int i = threadIdx.x; i < n; i += blockDim.x) squares += from[i] * from[i];
+#pragma unroll
+  for (int h = 0; h < kHeld; ++h) {
+    const int i = h * step + static_cast<int>(threadIdx.x);
+    values[h] = i < n ? from[i] : 0.0f;
+  }
+#pragma unroll
+  for (int h = 0; h < kHeld; ++h) squares += values[h] * values[h];
+  for (int i = kHeld * step + threadIdx.x; i < n; i += step) squares += from[i] * from[i];
   const float mean = BlockSum(squares, shared) / static_cast<float>(n);
   const float scale = 1.0f / sqrtf(mean + eps);
-  for (int i = threadIdx.x; i < n; i += blockDim.x) to[i] = from[i] * scale * weight[i];
+#pragma unroll
+  for (int h = 0; h < kHeld; ++h) {
+    const int i = h * step + static_cast<int>(threadIdx.x);
+    if (i < n) to[i] = values[h] * scale * weights[h];
+  }
+  for (int i = kHeld * step + threadIdx.x; i < n; i += step) to[i] = from[i] * scale * weight[i];
 }
 
 __global__ void SiluMulKernel(ConstMatrixView x, int64_t n, MatrixView y) {
@@ -78,13 +99,54 @@ __global__ void RopeKernel(
   const float* c = cos.data + blockIdx.x * cos.stride;
   const float* s = sin.data + blockIdx.x * sin.stride;
   float* row = x.data + blockIdx.x * x.stride;
-  for (int i = threadIdx.x; i < num_heads * half; i += blockDim.x) {
+  const int step = static_cast<int>(gridDim.y * blockDim.x);
+  for (int i = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x); i < num_heads * half;
+       i += step) {
     const int d = i % half;
     float* at = row + (i / half) * 2 * half + d;
     const float a = at[0], b = at[half];
     at[0] = a * c[d] - b * s[d];
     at[half] = b * c[d] + a * s[d];
   }
+}
+
+// The larger of two candidates; of equal ones the lower column. A NaN beats everything: column -1.
+__device__ void Larger(float value, int column, float* best, int* best_column) {
+  if (*best_column == -1) return;
+  const bool better = value > *best || (value == *best && column < *best_column);
+  if (column != -1 && !better) return;
+  *best = value;
+  *best_column = column;
+}
+
+// One block per row.
+__global__ void PickLargestKernel(ConstMatrixView x, int cols, int32_t* out) {
+  LetNextStart();
+  WaitForPrevious();
+  __shared__ float values[kNormThreads / kWarp];
+  __shared__ int columns[kNormThreads / kWarp];
+  const float* row = x.data + blockIdx.x * x.stride;
+  float best = -INFINITY;
+  int column = cols;  // none yet
+#pragma unroll 8
+  for (int i = threadIdx.x; i < cols; i += kNormThreads) {
+    const float value = row[i];
+    Larger(value, isnan(value) ? -1 : i, &best, &column);
+  }
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    const float value = __shfl_xor_sync(0xffffffffu, best, offset);
+    Larger(value, __shfl_xor_sync(0xffffffffu, column, offset), &best, &column);
+  }
+  if (threadIdx.x % kWarp == 0) {
+    values[threadIdx.x / kWarp] = best;
+    columns[threadIdx.x / kWarp] = column;
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (int warp = 1; warp < kNormThreads / kWarp; ++warp) {
+    Larger(values[warp], columns[warp], &best, &column);
+  }
+  out[blockIdx.x] = column;
 }
 
 // Enough threads for `n` elements, in whole warps, up to `most`.
@@ -133,6 +195,13 @@ cudaError_t LaunchRmsNorm(ConstMatrixView x,
                        y);
 }
 
+cudaError_t LaunchPickLargest(
+    ConstMatrixView x, int64_t rows, int64_t cols, int32_t* out, cudaStream_t stream) {
+  if (rows == 0) return cudaSuccess;
+  return LaunchChained(PickLargestKernel, dim3(static_cast<unsigned>(rows)), kNormThreads, 0,
+                       stream, x, static_cast<int>(cols), out);
+}
+
 cudaError_t LaunchSiluMul(
     ConstMatrixView x, int64_t rows, int64_t n, MatrixView y, cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
@@ -150,9 +219,10 @@ cudaError_t LaunchRope(MatrixView x,
                        cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
   const int half = head_dim / 2;
-  return LaunchChained(RopeKernel, dim3(static_cast<unsigned>(rows)),
-                       BlockFor(int64_t{num_heads} * half, kNormThreads), 0, stream, x, num_heads,
-                       half, cos, sin);
+  const int pairs = num_heads * half;
+  const dim3 grid(static_cast<unsigned>(rows),
+                  static_cast<unsigned>((pairs + kThreads - 1) / kThreads));
+  return LaunchChained(RopeKernel, grid, BlockFor(pairs), 0, stream, x, num_heads, half, cos, sin);
 }
 
 }  // namespace lserve

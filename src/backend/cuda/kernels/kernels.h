@@ -42,6 +42,10 @@ cudaError_t LaunchRope(MatrixView x,
                        ConstMatrixView sin,
                        cudaStream_t stream);
 
+// out[r] as PickLargestParams::out.
+cudaError_t LaunchPickLargest(
+    ConstMatrixView x, int64_t rows, int64_t cols, int32_t* out, cudaStream_t stream);
+
 // --- linear.cu
 // out[rows, cols] bf16, packed: x rounded to nearest even.
 cudaError_t LaunchRoundToBf16(

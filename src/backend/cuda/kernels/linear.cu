@@ -5,7 +5,7 @@
 //   the rows of x its 8 columns, so that 8 rows cost the arithmetic of one. The order of the summed
 //   axis is free: lane (r, j) = (lane / 4, lane % 4) loads elements 32 c + 8 j .. + 7 of rows r and
 //   r + 8 in 16-byte vectors straight into fragments, as decode_attention.cu does. A block owns 16
-//   or 32 out features; its warps take turns along K, kDepth elements each (2 KB of a row for the
+//   out features; its warps take turns along K, kDepth elements each (1 KB of a row for the
 //   block), keep the next turn's loads in flight, and are summed in their order. That order
 //   depends on `in` only, so a row's result does not depend on the batch. The first loads are under
 //   way before the kernel that makes x ends.
@@ -24,7 +24,7 @@ constexpr int kWarpsPerBlock = 8;
 constexpr int kThreads = kWarp * kWarpsPerBlock;
 constexpr int kVector = 8;                // bf16 elements in 16 bytes
 constexpr int kChunk = 32;                // of K: what the vectors of four lanes cover
-constexpr int kChunks = 4;                // a warp's turn
+constexpr int kChunks = 2;                // a warp's turn
 constexpr int kDepth = kChunk * kChunks;  // in elements of K
 constexpr int kTileOuts = 16;
 constexpr int kTileRows = 8;
@@ -104,7 +104,7 @@ __device__ void StoreTiles(const GemvArgs& args, const float (&sums)[kOutTiles][
 }
 
 template <int kOutTiles, int kRowTiles, class X>
-__global__ void __launch_bounds__(kThreads, 2) SkinnyKernel(GemvArgs args) {
+__global__ void __launch_bounds__(kThreads, kRowTiles <= 2 ? 4 : 3) SkinnyKernel(GemvArgs args) {
   LetNextStart();
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, r = lane / 4, j = lane % 4;
   const int64_t first_out = int64_t{blockIdx.x} * kTileOuts * kOutTiles;
