@@ -139,7 +139,7 @@ std::vector<PageIdx> ChoosePages(Grouping grouping,
     std::vector<double> softmax;
     if (grouping == Grouping::kSoftmaxMax) softmax = MeanSoftmax(row, 1, 1.0f);
     for (size_t i = 0; i < n; ++i) {
-      const double value = softmax.empty() ? double{row[i]} : softmax[i];
+      const double value = softmax.empty() ? static_cast<double>(row[i]) : softmax[i];
       merged[i] = grouping == Grouping::kRawMean ? merged[i] + value : std::max(merged[i], value);
     }
   }
@@ -154,7 +154,8 @@ PageScores::Part& PageScores::Find(int layer, int slot, PageId page) {
   const WayLayout& way = store_.layout().way(Way::kRetrieval);
   std::vector<Part>& parts = pages_[page];
   if (parts.empty()) parts.resize(static_cast<size_t>(way.num_entries));
-  Part& part = parts[static_cast<size_t>(way.first_entry[static_cast<size_t>(layer)] + slot)];
+  const int entry = way.first_entry[static_cast<size_t>(layer)] + slot;
+  Part& part = parts[static_cast<size_t>(entry)];
   if (part.keys.empty()) {
     const std::byte* kv = store_.kv_part(Way::kRetrieval, page, layer, slot);
     for (int token = 0; token < kPageTokens; ++token) {
