@@ -222,6 +222,12 @@ __device__ void ClearUnwritten(
   SyncThreads(1 + group, kGroupThreads);
 }
 
+// The warp is done with a buffer: all lanes have read what they need of it.
+__device__ void ReleaseByWarp(uint64_t* empty) {
+  __syncwarp();
+  if (threadIdx.x % kWarp == 0) Arrive(empty);
+}
+
 // A warpgroup's view of one item.
 struct Rows {
   Mask mask;
@@ -364,7 +370,7 @@ __device__ int Attend(const AttentionArgs& args,
   QueueScores<D>(q_desc, Descriptor(shared.k[now.buffer]), s);
   WgmmaWait<0>();
   Pin(s);
-  if (lane == 0) Arrive(&shared.k_empty[now.buffer]);
+  ReleaseByWarp(&shared.k_empty[now.buffer]);
   bool tail = MaskScores(rows, pages, s);
   Softmax(rows.scale_log2, s, max, sum, rescale);
   PackWeights(s, p);
@@ -384,20 +390,20 @@ __device__ int Attend(const AttentionArgs& args,
     QueueOutput<D>(p, Descriptor(shared.v[now.buffer]), out);
     WgmmaWait<1>();
     Pin(s);
-    if (lane == 0) Arrive(&shared.k_empty[next.buffer]);
+    ReleaseByWarp(&shared.k_empty[next.buffer]);
     tail = MaskScores(rows, next_pages, s);
     Softmax(rows.scale_log2, s, max, sum, rescale);
     WgmmaWait<0>();
     Pin(out);
     Pin(p);
-    if (lane == 0) Arrive(&shared.v_empty[now.buffer]);
+    ReleaseByWarp(&shared.v_empty[now.buffer]);
     // Later steps rarely raise a maximum.
     if (__any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f)) Rescale(rescale, out);
     PackWeights(s, p);
     now = next;
     pages = next_pages;
   }
-  if (lane == 0) Arrive(&shared.q_empty[buffer]);
+  ReleaseByWarp(&shared.q_empty[buffer]);
 
   Wait(&shared.v_full[now.buffer], now.parity);
   if (tail) ClearUnwritten(pages, rows.last_position, group, now, shared);
@@ -406,7 +412,7 @@ __device__ int Attend(const AttentionArgs& args,
   QueueOutput<D>(p, Descriptor(shared.v[now.buffer]), out);
   WgmmaWait<0>();
   Pin(out);
-  if (lane == 0) Arrive(&shared.v_empty[now.buffer]);
+  ReleaseByWarp(&shared.v_empty[now.buffer]);
 
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
