@@ -16,9 +16,6 @@
 #include <boost/asio/ssl/stream.hpp>
 #include <boost/asio/thread_pool.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
-#include <boost/beast/http/parser.hpp>
-#include <boost/beast/http/string_body.hpp>
-#include <cctype>
 #include <chrono>
 #include <cstring>
 #include <exception>
@@ -35,6 +32,7 @@
 #include "server/api_error.h"
 #include "server/deadline.h"
 #include "server/http_head.h"
+#include "server/http_reader.h"
 #include "server/tls.h"
 #include "server/unix_path.h"
 
@@ -42,7 +40,6 @@ namespace lserve {
 namespace {
 
 namespace asio = boost::asio;
-namespace http = boost::beast::http;
 using ErrorCode = boost::system::error_code;
 using Protocol = asio::generic::stream_protocol;
 using Acceptor = asio::basic_socket_acceptor<Protocol>;
@@ -128,7 +125,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
         read_deadline_(strand_),
         write_deadline_(strand_),
         beat_timer_(strand_),
-        buffer_(kReadAheadBytes) {}
+        buffer_(kReadAheadBytes),
+        reader_(shared_->limits.read) {}
   ~Connection() {
     const std::lock_guard lock(shared_->mutex);
     shared_->connections.erase(this);
@@ -167,7 +165,6 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
  private:
   friend class HttpExchange;
-  using Parser = http::request_parser<http::string_body>;
 
   void Serve() {
     BeginRequest();
@@ -187,10 +184,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   }
 
   void BeginRequest() {
-    parser_.emplace();
-    parser_->header_limit(static_cast<uint32_t>(shared_->limits.header_bytes));
-    parser_->body_limit(shared_->limits.body_bytes);
-    header_checked_ = false;
+    reader_.Begin();
     busy_reading_ = false;
     SetReadDeadline(shared_->limits.idle_seconds);
   }
@@ -227,96 +221,30 @@ class Connection : public std::enable_shared_from_this<Connection> {
         busy_reading_ = true;
         SetReadDeadline(shared_->limits.header_seconds);
       }
-      ErrorCode error;
-      const size_t used = parser_->put(buffer_.data(), error);
-      buffer_.consume(used);
-      if (error && error != http::error::need_more) return RefuseParse(error);
-      if (parser_->is_header_done() && !header_checked_ && !CheckHeader()) return;
-      if (parser_->is_done()) {
+      const auto bytes = buffer_.data();
+      const HttpReader::Progress progress =
+          reader_.Read({static_cast<const char*>(bytes.data()), bytes.size()});
+      buffer_.consume(progress.used);
+      if (progress.refused) return Refuse(*progress.refused);
+      if (progress.header_ended) {
+        SetReadDeadline(shared_->limits.body_seconds +
+                        static_cast<double>(reader_.body_bytes()) / 65536);
+        if (reader_.expects_continue()) Send("HTTP/1.1 100 Continue\r\n\r\n");
+      }
+      if (progress.done) {
         Dispatch();
-      } else if (error == http::error::need_more || used == 0) {
+      } else if (progress.needs_more) {
         return;
       }
     }
   }
 
-  void RefuseParse(const ErrorCode& error) {
-    if (error == http::error::header_limit) {
-      return Refuse(
-          {.http_status = 431,
-           .message = StrCat("the header has more than ", shared_->limits.header_bytes, " bytes"),
-           .code = "header_too_large"});
-    }
-    if (error == http::error::body_limit) {
-      return Refuse({.http_status = 413,
-                     .message = StrCat("the body has more than ", shared_->limits.body_bytes,
-                                       " bytes, which is more than the longest prompt takes"),
-                     .code = "body_too_large"});
-    }
-    Refuse({.http_status = 400,
-            .message = StrCat("this is no HTTP/1.1 request: ", error.message()),
-            .code = "invalid_http"});
-  }
-
-  // What Beast's parser lets pass. False: refused.
-  bool CheckHeader() {
-    header_checked_ = true;
-    const auto& header = parser_->get();
-    const auto count = std::distance(header.begin(), header.end());
-    if (static_cast<size_t>(count) > shared_->limits.header_count) {
-      Refuse({.http_status = 431,
-              .message = StrCat("the header has ", count, " lines, at most ",
-                                shared_->limits.header_count),
-              .code = "header_too_large"});
-      return false;
-    }
-    // Two lengths are how requests are smuggled past a proxy.
-    if (header.count(http::field::content_length) + header.count(http::field::transfer_encoding) >
-        1) {
-      Refuse({.http_status = 400,
-              .message = "the header gives the body's length twice",
-              .code = "invalid_http"});
-      return false;
-    }
-    const std::string_view target(header.target().data(), header.target().size());
-    if (target.empty() || target[0] != '/' || target.size() > 8192) {
-      if (target != "*" || header.method_string() != "OPTIONS") {
-        Refuse({.http_status = 400,
-                .message = "the target is no path that begins with /",
-                .code = "invalid_http"});
-        return false;
-      }
-    }
-    const uint64_t length = parser_->content_length().value_or(shared_->limits.body_bytes);
-    SetReadDeadline(shared_->limits.body_seconds + static_cast<double>(length) / 65536);
-    const auto expect = header.find(http::field::expect);
-    if (expect != header.end() && !parser_->is_done()) Send("HTTP/1.1 100 Continue\r\n\r\n");
-    return true;
-  }
-
   void Dispatch() {
     read_deadline_.Cancel();
     busy_reading_ = false;
-    HttpRequest request;
-    bool keep_alive = false;
-    bool is_http10 = false;
-    {
-      http::request<http::string_body> message = parser_->release();
-      keep_alive = message.keep_alive();
-      is_http10 = message.version() < 11;
-      request.method = std::string(message.method_string());
-      const std::string_view target(message.target().data(), message.target().size());
-      request.path = std::string(target.substr(0, target.find_first_of("?#")));
-      for (const auto& field : message) {
-        std::string name(field.name_string());
-        std::transform(name.begin(), name.end(), name.begin(),
-                       [](unsigned char c) { return std::tolower(c); });
-        request.headers.emplace_back(std::move(name), std::string(field.value()));
-      }
-      request.body = std::move(message.body());
-    }
-    exchange_ = std::make_shared<HttpExchange>(shared_from_this(), std::move(request), keep_alive,
-                                               is_http10);
+    ReadRequest read = reader_.Take();
+    exchange_ = std::make_shared<HttpExchange>(shared_from_this(), std::move(read.request),
+                                               read.keep_alive, read.is_http10);
     ++shared_->exchanges;
     asio::post(shared_->workers, [shared = shared_, exchange = exchange_] {
       try {
@@ -439,12 +367,11 @@ class Connection : public std::enable_shared_from_this<Connection> {
   Deadline write_deadline_;
   Deadline beat_timer_;
   boost::beast::flat_buffer buffer_;
-  std::optional<Parser> parser_;
+  HttpReader reader_;
   std::shared_ptr<HttpExchange> exchange_;
   std::string unsent_;
   std::string writing_;
   size_t written_ = 0;
-  bool header_checked_ = false;
   bool busy_reading_ = false;  // a request has begun to arrive
   bool reading_ = false;       // an async_read_some is outstanding
   bool close_after_write_ = false;

@@ -10,13 +10,12 @@
 
 #include "base/status.h"
 #include "server/exchange.h"
+#include "server/http_reader.h"
 
 namespace lserve {
 
 struct HttpLimits {
-  size_t header_bytes = size_t{32} << 10;
-  size_t header_count = 100;
-  size_t body_bytes = size_t{8} << 20;
+  ReadLimits read = {};
   int connections = 1024;
   // For the whole header, from its first byte.
   double header_seconds = 10;

@@ -65,7 +65,7 @@ Result<std::unique_ptr<Server>> Server::Start(std::unique_ptr<Engine> engine, Se
   }
   if (config.service.served_model_names.empty())
     config.service.served_model_names = {engine->info().model};
-  config.http.body_bytes = BodyLimit(engine->info().max_model_len);
+  config.http.read.body_bytes = BodyLimit(engine->info().max_model_len);
   std::unique_ptr<HttpServer> http = LS_TRY(HttpServer::Listen(config.address, config.http));
   return std::unique_ptr<Server>(new Server(std::move(engine), std::move(config), std::move(http)));
 }

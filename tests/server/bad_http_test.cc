@@ -26,9 +26,9 @@ class BadHttpTest : public testing::Test {
 
   void Start(const HttpAddress& address) {
     HttpLimits limits;
-    limits.header_bytes = 4096;
-    limits.header_count = 20;
-    limits.body_bytes = 10000;
+    limits.read.header_bytes = 4096;
+    limits.read.header_count = 20;
+    limits.read.body_bytes = 10000;
     limits.connections = 4;
     limits.header_seconds = 0.3;
     limits.body_seconds = 0.3;
