@@ -133,7 +133,7 @@ std::vector<PageIdx> ChoosePages(Grouping grouping,
     return BestPages(MeanSoftmax(scores, group, 1.0f), count);
   }
   std::vector<double> merged(
-      n, grouping == Grouping::kRawMean ? 0.0 : -std::numeric_limits<double>::infinity());
+      n, grouping == Grouping::kRawMean ? 0.0 : std::numeric_limits<double>::lowest());
   for (int h = 0; h < group; ++h) {
     std::span<const float> row = std::span(scores).subspan(static_cast<size_t>(h) * n, n);
     std::vector<double> softmax;
