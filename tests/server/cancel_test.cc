@@ -156,32 +156,26 @@ TEST(RetryTest, WhatAClientSendsAgainIsCounted) {
   EXPECT_EQ(server.Metric("lserve:requests_retried_total"), 1);
 }
 
-TEST(FairnessTest, EveryStepOfALongPromptCarriesTheTokenOfAStream) {
+// Asks beside a prompt of about 190 steps, which must still be read when the answer is there.
+void ExpectFewStepsBesideALongPrompt(const std::string& members) {
   RunningServer server(NoPrefixes);
   HttpClient slow(server.port());
   slow.Send(HttpClient::PostBytes(
       kChat, ChatJson(LongText(kLongWords), R"(,"stream":true,"max_tokens":1)")));
   ASSERT_TRUE(server.WaitFor([&] { return server.snapshot().steps >= 2; }));
   const double before = server.Metric("lserve:steps_total");
-  const std::string eight = R"(,"ignore_eos":true,"max_tokens":8)";
-  EXPECT_EQ(Post(server.port(), kChat, ChatJson("hi", eight)).status, 200);
-  // A step per token, and what ran while we asked; the long prompt needs about 190.
+  EXPECT_EQ(Post(server.port(), kChat, ChatJson("hi", members)).status, 200);
+  // A step for its prompt and each further token; the rest is what ran while we asked.
   EXPECT_LT(server.Metric("lserve:steps_total") - before, 60);
   EXPECT_EQ(server.Metric("vllm:num_requests_running"), 1);
 }
 
 TEST(FairnessTest, AShortPromptOvertakesALongOne) {
-  RunningServer server(NoPrefixes);
-  HttpClient slow(server.port());
-  slow.Send(HttpClient::PostBytes(
-      kChat, ChatJson(LongText(kLongWords), R"(,"stream":true,"max_tokens":1)")));
-  ASSERT_TRUE(server.WaitFor([&] { return server.snapshot().steps >= 2; }));
-  const double before = server.Metric("lserve:steps_total");
-  EXPECT_EQ(Post(server.port(), kChat, ChatJson("hi", R"(,"max_tokens":2)")).status, 200);
-  // Its prompt fits one step, and its second token another; the rest is what ran while we asked.
-  // The long prompt needs about 190 steps.
-  EXPECT_LT(server.Metric("lserve:steps_total") - before, 60);
-  EXPECT_EQ(server.Metric("vllm:num_requests_running"), 1);
+  ExpectFewStepsBesideALongPrompt(R"(,"max_tokens":2)");
+}
+
+TEST(FairnessTest, EveryStepOfALongPromptCarriesTheTokenOfAStream) {
+  ExpectFewStepsBesideALongPrompt(R"(,"ignore_eos":true,"max_tokens":8)");
 }
 
 TEST(SlowReaderTest, IsGivenUpAndCostsNoOneElse) {
