@@ -105,6 +105,8 @@ class Backend {
   virtual Status RmsNorm(const RmsNormParams& params) = 0;
   virtual Status Linear(const LinearParams& params) = 0;
   virtual Status SiluMul(const SiluMulParams& params) = 0;
+  // Computes as the ops on their own do. The default calls them.
+  virtual Status FusedLinear(const FusedLinearParams& params);
   virtual Status Rope(const RopeParams& params) = 0;
   // Waits until every op before it is done. The default is for backends whose memory is the host's.
   virtual Status PickLargest(const PickLargestParams& params);
@@ -136,6 +138,12 @@ inline Result<LinearWeight> Backend::ImportLinear(WeightFormat /*format*/,
 
 inline size_t Backend::LinearScratchBytes(const LinearWeight& /*weight*/, int64_t /*rows*/) const {
   return 0;
+}
+
+inline Status Backend::FusedLinear(const FusedLinearParams& params) {
+  if (params.norm) LS_TRY(RmsNorm(*params.norm));
+  LS_TRY(Linear(params.linear));
+  return params.gate ? SiluMul(*params.gate) : Status();
 }
 
 inline Status Backend::PickLargest(const PickLargestParams& params) {

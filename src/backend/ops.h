@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -81,6 +82,14 @@ struct LinearParams {
 struct SiluMulParams {
   ConstMatrix x;  // [rows, 2 n], kF32: gate, then up
   Matrix y;       // [rows, n], kF32
+};
+
+// A Linear with its neighbours in a layer: a norm of whole rows before it, whose y is its x, and a
+// gate behind it, whose x is its y. What lies between them need not be written.
+struct FusedLinearParams {
+  std::optional<RmsNormParams> norm;
+  LinearParams linear;
+  std::optional<SiluMulParams> gate;
 };
 
 // out[r] = the column of the largest element of row r, the lowest of equal ones; -1 if the row

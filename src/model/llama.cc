@@ -136,9 +136,10 @@ Status LlamaModel::Attention(const Batch& batch, int layer, KvStore* store) {
   const Matrix k = Columns(qkv, q.cols, int64_t{num_kv_heads} * head_dim);
   const Matrix v = Columns(qkv, q.cols + k.cols, k.cols);
 
-  LS_TRY(backend_->RmsNorm(
-      {.x = hidden, .weight = w.input_norm.as<float>(), .eps = eps, .y = normed}));
-  LS_TRY(backend_->Linear({.x = normed, .weight = &w.qkv, .y = qkv}));
+  LS_TRY(backend_->FusedLinear(
+      {.norm = {{.x = hidden, .weight = w.input_norm.as<float>(), .eps = eps, .y = normed}},
+       .linear = {.x = normed, .weight = &w.qkv, .y = qkv},
+       .gate = {}}));
   if (config_.qk_norm) {
     LS_TRY(backend_->RmsNorm(
         {.x = q, .weight = w.q_norm.as<float>(), .eps = eps, .groups = num_q_heads, .y = q}));
@@ -203,12 +204,12 @@ Status LlamaModel::Mlp(int layer) {
   const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
   const Matrix hidden = Rows(hidden_, rows_), normed = Rows(normed_, rows_);
   const Matrix gate_up = Rows(gate_up_, rows_), activated = Rows(activated_, rows_);
-  LS_TRY(backend_->RmsNorm({.x = hidden,
-                            .weight = w.post_norm.as<float>(),
-                            .eps = static_cast<float>(config_.rms_norm_eps),
-                            .y = normed}));
-  LS_TRY(backend_->Linear({.x = normed, .weight = &w.gate_up, .y = gate_up}));
-  LS_TRY(backend_->SiluMul({.x = gate_up, .y = activated}));
+  LS_TRY(backend_->FusedLinear({.norm = {{.x = hidden,
+                                          .weight = w.post_norm.as<float>(),
+                                          .eps = static_cast<float>(config_.rms_norm_eps),
+                                          .y = normed}},
+                                .linear = {.x = normed, .weight = &w.gate_up, .y = gate_up},
+                                .gate = {{.x = gate_up, .y = activated}}}));
   LS_TRY(backend_->Linear({.x = activated, .weight = &w.down, .y = hidden, .accumulate = true}));
   return Status();
 }
@@ -218,11 +219,12 @@ Result<ConstMatrix> LlamaModel::Logits(std::span<const int32_t> rows) {
   LS_CHECK_LE(count, kLogitRows);
   const Matrix hidden = Rows(logit_hidden_, count), logits = Rows(logits_, count);
   LS_TRY(backend_->GatherRows({.table = Rows(hidden_, rows_), .indices = rows, .out = hidden}));
-  LS_TRY(backend_->RmsNorm({.x = hidden,
-                            .weight = weights_.final_norm.as<float>(),
-                            .eps = static_cast<float>(config_.rms_norm_eps),
-                            .y = hidden}));
-  LS_TRY(backend_->Linear({.x = hidden, .weight = &weights_.lm_head, .y = logits}));
+  LS_TRY(backend_->FusedLinear({.norm = {{.x = hidden,
+                                          .weight = weights_.final_norm.as<float>(),
+                                          .eps = static_cast<float>(config_.rms_norm_eps),
+                                          .y = hidden}},
+                                .linear = {.x = hidden, .weight = &weights_.lm_head, .y = logits},
+                                .gate = {}}));
   return ConstMatrix(logits);
 }
 

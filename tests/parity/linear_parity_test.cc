@@ -2,6 +2,7 @@
 // kernels themselves: src/backend/cpu/linear_test.cc.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <optional>
 
 #include "backend/weight_quant.h"
@@ -241,6 +242,80 @@ TEST_P(LinearParity, LargestValues) {
     for (float& x : fast.x()) x = sign;
     expected.x() = fast.x();
     ASSERT_TRUE(Near(fast.Run(), expected.Run(), LinearTolerance(c, type()), c.out)) << sign;
+  }
+}
+
+// A row of x and what comes of it when a norm and a gate join the product.
+struct FusedCase {
+  int64_t rows = 1;
+  int64_t in = 1;
+  int64_t out = 1;  // with a gate: of y; W has twice as many
+  bool norm = false;
+  bool gate = false;
+  bool bias = false;
+};
+
+// The magnitudes of a row of x are equal, so that its norm is the weight up to its sign and an ulp
+// of float, and rounds to the same bf16 on every backend; W and bias are random.
+std::vector<float> RunFused(Backend& backend, const WeightType& type, const FusedCase& c) {
+  const int64_t width = c.gate ? 2 * c.out : c.out;
+  const std::vector<std::byte> w = Encode(RandomFloats(1, width * c.in), type.stored);
+  const std::vector<float> bias = c.bias ? RandomFloats(2, width) : std::vector<float>();
+  const WeightPart parts[] = {{w.data(), type.stored, width}};
+  const LinearWeight weight = backend.PackLinear(parts, c.in, bias, type.format).value();
+  std::vector<float> x = RandomFloats(3, c.rows * c.in), norm_weight = RandomFloats(4, c.in);
+  for (float& value : norm_weight) value = ToFloat(ToBf16(value));
+  for (int64_t i = 0; i < c.rows * c.in && c.norm; ++i) {
+    float& value = x[static_cast<size_t>(i)];
+    value = std::copysign(static_cast<float>(i / c.in + 1), value);
+  }
+  std::vector<float> normed(x.size()), product(static_cast<size_t>(c.rows * width));
+  std::vector<float> gated(static_cast<size_t>(c.rows * c.out));
+  const auto matrix = [&](std::vector<float>& data, int64_t cols) {
+    return Matrix{.data = data.data(), .rows = c.rows, .cols = cols, .stride = cols};
+  };
+  FusedLinearParams p;
+  p.linear = {
+      .x = matrix(c.norm ? normed : x, c.in), .weight = &weight, .y = matrix(product, width)};
+  if (c.norm) {
+    p.norm = {.x = matrix(x, c.in),
+              .weight = norm_weight.data(),
+              .eps = 1e-6f,
+              .y = matrix(normed, c.in)};
+  }
+  if (c.gate) p.gate = {.x = matrix(product, width), .y = matrix(gated, c.out)};
+  const Status status = backend.FusedLinear(p);
+  EXPECT_TRUE(status.ok()) << status.message();
+  return c.gate ? gated : product;
+}
+
+// With |gate|, |up| <= m and each off by at most t (LinearTolerance), and the slope of silu at most
+// 1.1, silu(gate) up is off by at most 2.2 m t + the rounding of silu, which SiluMul's test bounds.
+// m is sqrt(in) for random signs, taken 8 times; the norm's own rounding is t's.
+TEST_P(LinearParity, JoinedWithItsNeighboursEqualsTheReference) {
+  if (subject().is_reference()) return;
+  if (subject().is_cuda() && type().is_quantised())
+    GTEST_SKIP() << "no quantised weights on the GPU";
+  const std::unique_ptr<Backend> backend = Make(subject());
+  const std::unique_ptr<Backend> reference = Make(Subjects().front());
+  for (const int64_t rows : {1, 2, 7, 8, 9, 16, 17, 40}) {
+    for (const int64_t in : {64, 520, 2056}) {
+      for (const int extras : {1, 2, 3, 7}) {
+        const FusedCase c = {.rows = rows,
+                             .in = in,
+                             .out = 44,
+                             .norm = (extras & 1) != 0,
+                             .gate = (extras & 2) != 0,
+                             .bias = (extras & 4) != 0};
+        SCOPED_TRACE(StrCat(c.rows, " x ", c.in, c.norm ? " norm" : "", c.gate ? " gate" : "",
+                            c.bias ? " bias" : ""));
+        const double t = LinearTolerance({.rows = rows, .in = in, .out = c.out}, type());
+        const double m = 8 * std::sqrt(static_cast<double>(in));
+        const double tolerance = c.gate ? 2.2 * m * t + 0x1p-21 * m * m : t;
+        ASSERT_TRUE(
+            Near(RunFused(*backend, type(), c), RunFused(*reference, type(), c), tolerance, c.out));
+      }
+    }
   }
 }
 

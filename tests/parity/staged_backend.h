@@ -67,6 +67,19 @@ class StagedBackend final : public Backend {
     Stage stage(inner_.get());
     return stage.Finish(inner_->SiluMul({.x = stage.In(params.x), .y = stage.InOut(params.y)}));
   }
+  Status FusedLinear(const FusedLinearParams& params) override {
+    Stage stage(inner_.get());
+    FusedLinearParams p = params;
+    if (p.norm) {
+      p.norm->x = stage.In(p.norm->x);
+      p.norm->weight = stage.In(p.norm->weight, static_cast<size_t>(p.norm->x.cols));
+      p.norm->y = stage.InOut(p.norm->y);
+    }
+    p.linear.x = stage.In(p.linear.x);
+    p.linear.y = stage.InOut(p.linear.y);
+    if (p.gate) *p.gate = {.x = stage.In(p.gate->x), .y = stage.InOut(p.gate->y)};
+    return stage.Finish(inner_->FusedLinear(p));
+  }
   Status Rope(const RopeParams& params) override {
     Stage stage(inner_.get());
     RopeParams p = params;

@@ -224,6 +224,16 @@ Status CudaBackend::PrefillAttention(const AttentionParams& params) {
   return Status();
 }
 
+Result<int*> CudaBackend::DecodeCounters(int count) {
+  const size_t bytes = static_cast<size_t>(count) * sizeof(int);
+  if (decode_counters_.bytes < bytes) {
+    LS_CUDA(cudaStreamSynchronize(stream_));
+    decode_counters_ = LS_TRY(AllocateOnDevice(2 * bytes));
+    LS_CUDA(cudaMemsetAsync(decode_counters_.data.get(), 0, decode_counters_.bytes, stream_));
+  }
+  return decode_counters_.as<int>();
+}
+
 Status CudaBackend::DecodeAttention(const AttentionParams& params) {
   const auto& store = static_cast<const CudaKvStore&>(*params.store);
   const PagePlan& plan = *params.plan;
@@ -234,15 +244,18 @@ Status CudaBackend::DecodeAttention(const AttentionParams& params) {
     limits.num_pages = std::max(limits.num_pages, MostPages(plan, row));
   }
   limits.num_pages = RoundUpPages(limits.num_pages);
-  const AttentionArgs args = LS_TRY(MakeAttentionArgs(params));
+  AttentionArgs args = LS_TRY(MakeAttentionArgs(params));
+  // Whoever read the last step's tokens has waited for its kernels.
+  args.lists_are_final = !selected_in_step_;
   std::byte* partials = LS_TRY(attention_scratch_.Get(DecodePartialBytes(args, limits), stream_));
+  int* counters = LS_TRY(DecodeCounters(NumDecodeCounters(args, limits)));
   if (Noted(&store, params.layer, args.plan.rows, args.plan.runs, args.plan.selections,
             args.plan.num_rows, args.sequences, args.q.data, args.q.stride, args.out.data,
             args.out.stride, args.scale, args.layer.group, limits.num_queries, limits.num_pages,
-            partials)) {
+            args.lists_are_final, partials, counters)) {
     return Status();
   }
-  LS_CUDA(LaunchDecodeAttention(args, limits, partials, stream_));
+  LS_CUDA(LaunchDecodeAttention(args, limits, partials, counters, stream_));
   return Status();
 }
 
@@ -274,6 +287,7 @@ Status CudaBackend::PageLogSums(const PageLogSumsParams& params) {
 
 Status CudaBackend::SelectPages(const SelectPagesParams& params) {
   const auto& store = static_cast<const CudaKvStore&>(*params.store);
+  selected_in_step_ = true;
   uploads_.BeginOp();
   SelectPagesArgs args = {.layer =
                               store.View(params.layer, Group(store.layout(), params.num_q_heads))};

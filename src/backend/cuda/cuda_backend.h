@@ -43,7 +43,10 @@ class CudaBackend : public Backend {
   Status CopyToDevice(void* device, const void* host, size_t bytes) override;
   Status CopyToHost(void* host, const void* device, size_t bytes) override;
   Result<Buffer> ImportConstant(std::span<const std::byte> bytes) override;
-  void BeginStep() override { uploads_.BeginStep(); }
+  void BeginStep() override {
+    uploads_.BeginStep();
+    selected_in_step_ = false;
+  }
   Status RunStep(const std::function<Status()>& ops) override;
   KvHeadBytes kv_head_bytes(DType dtype, int head_dim) const override;
   Result<std::unique_ptr<KvStore>> MakeKvStore(const KvLayout& layout,
@@ -61,6 +64,7 @@ class CudaBackend : public Backend {
                                   WeightFormat format) override;
   size_t LinearScratchBytes(const LinearWeight& weight, int64_t rows) const override;
   Status Linear(const LinearParams& params) override;
+  Status FusedLinear(const FusedLinearParams& params) override;
 
   // cuda_attention.cc
   size_t AttentionScratchBytes(const KvLayout& layout,
@@ -95,9 +99,13 @@ class CudaBackend : public Backend {
 
   Result<const SequenceView*> UploadSequences(std::span<const SequencePages> sequences);
   Result<AttentionArgs> MakeAttentionArgs(const AttentionParams& params);
+  // Zeros, at least `count`, that kernels leave zero.
+  Result<int*> DecodeCounters(int count);
   Status SelectTilesRound(SelectTilesArgs args, float scale);
-  Status MultiplyRows(const LinearParams& params);    // few rows
-  Status MultiplyMatrix(const LinearParams& params);  // many rows
+  bool StreamsWeight(const LinearParams& params) const;
+  Status MultiplyRows(const LinearParams& params);       // few rows
+  Status StreamWeight(const FusedLinearParams& params);  // few rows, on Hopper
+  Status MultiplyMatrix(const LinearParams& params);     // many rows
 
   GpuInfo gpu_;
   CudaKernels kernels_;
@@ -110,6 +118,8 @@ class CudaBackend : public Backend {
   StepGraphs graphs_;
   StepTrace trace_;
   bool tracing_ = false;
+  bool selected_in_step_ = false;
+  Buffer decode_counters_;
   DeviceScratch picked_;             // columns found by PickLargest
   DeviceScratch linear_scratch_;     // x as bf16, or a weight as float
   DeviceScratch attention_scratch_;  // partial results, scores

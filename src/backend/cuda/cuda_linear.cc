@@ -1,6 +1,7 @@
 // Linear on the GPU: weights as stored; few rows by our own kernel at memory speed, many by cuBLAS.
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/cuda_status.h"
+#include "backend/cuda/matrix_views.h"
 #include "base/check.h"
 #include "base/strings.h"
 
@@ -71,8 +72,67 @@ Status CudaBackend::Linear(const LinearParams& params) {
   LS_CHECK_EQ(params.y.cols, params.weight->out_features);
   if (params.x.rows == 0) return Status();
   const LinearWeight& w = *params.weight;
+  if (StreamsWeight(params)) return StreamWeight({.norm = {}, .linear = params, .gate = {}});
   if (params.x.rows <= MaxGemvRows(w.dtype, w.in_features)) return MultiplyRows(params);
   return MultiplyMatrix(params);
+}
+
+bool CudaBackend::StreamsWeight(const LinearParams& params) const {
+  return kernels_ == CudaKernels::kSm90 &&
+         HasSm90Gemv(params.weight->dtype, params.x.rows, params.weight->in_features);
+}
+
+Status CudaBackend::FusedLinear(const FusedLinearParams& params) {
+  if (params.linear.x.rows == 0) return Status();
+  if (!StreamsWeight(params.linear)) return Backend::FusedLinear(params);
+  if (params.norm) LS_CHECK_EQ(params.norm->groups, 1);
+  return StreamWeight(params);
+}
+
+// The norm joins the product where that reads float x, and else the rounding of x.
+Status CudaBackend::StreamWeight(const FusedLinearParams& params) {
+  const LinearParams& linear = params.linear;
+  const LinearWeight& w = *linear.weight;
+  const ConstMatrixView x = View(params.norm ? params.norm->x : linear.x);
+  const MatrixView y = View(params.gate ? params.gate->y : linear.y);
+  const int64_t rows = linear.x.rows;
+  const bool rounds = !GemvSm90RoundsX(x, rows, w.in_features);
+  const float* norm = params.norm ? params.norm->weight : nullptr;
+  const float eps = params.norm ? params.norm->eps : 0;
+  GemvArgs args = {.x = x.data,
+                   .x_dtype = DType::kF32,
+                   .x_stride = x.stride,
+                   .weight = w.data.data.get(),
+                   .dtype = w.dtype,
+                   .bias = w.bias.as<float>(),
+                   .rows = static_cast<int>(rows),
+                   .in_features = w.in_features,
+                   .out_features = w.out_features,
+                   .y = y,
+                   .accumulate = linear.accumulate,
+                   .norm = rounds ? nullptr : norm,
+                   .eps = eps,
+                   .gate = params.gate.has_value()};
+  uint16_t* rounded = nullptr;
+  if (rounds) {
+    rounded = reinterpret_cast<uint16_t*>(
+        LS_TRY(linear_scratch_.Get(LinearScratchBytes(w, rows), stream_)));
+    args.x = rounded;
+    args.x_dtype = DType::kBf16;
+    args.x_stride = w.in_features;
+  }
+  if (Noted(x.data, x.stride, args.x, args.weight, rows, y.data, y.stride, args.accumulate, norm,
+            eps, args.gate)) {
+    return Status();
+  }
+  if (rounds && norm != nullptr) {
+    LS_CUDA(
+        LaunchRmsNormToBf16(x, norm, eps, rows, static_cast<int>(w.in_features), rounded, stream_));
+  } else if (rounds) {
+    LS_CUDA(LaunchRoundToBf16(x, rows, w.in_features, rounded, stream_));
+  }
+  LS_CUDA(LaunchGemvSm90(args, gpu_.num_multiprocessors, stream_));
+  return Status();
 }
 
 Status CudaBackend::MultiplyRows(const LinearParams& params) {

@@ -11,7 +11,10 @@
 //
 // Grid: x = split, y = slot, z = (row, columns by kColumns). Splits: a row's pages are dealt to
 // min(kMaxSplits, ceil(pages / kWarps)) blocks in contiguous shares, within a block to its warps in
-// turn; both depend on the row's own page count only, and everything is merged in a fixed order.
+// turn; both depend on the row's own page count only, and everything is merged in a fixed order:
+// the warps of a block by that block, the splits of a row by whichever of its blocks ends last.
+// Pages are listed while the kernel before this one still runs, unless it may be the one that lists
+// them.
 #include <algorithm>
 #include <cstdint>
 
@@ -28,7 +31,6 @@ namespace {
 constexpr int kWarp = 32;
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarp;
-constexpr int kMergeThreads = 1024;  // few blocks, all of it latency
 // With two, 128 registers do not hold K and V of 32 keys: 8 to 20% slower on bf16 (H100).
 constexpr int kBlocksPerSm = 1;
 constexpr int kMaxSplits = 32;
@@ -48,8 +50,6 @@ struct Partial {
   float out[kColumns][D];
   float max[kColumns];
   float sum[kColumns];
-  int num_splits;  // of the row, in a partial in memory
-  int unused[7];   // keeps vectors of the next one aligned
 };
 
 // The place of a split's partial result.
@@ -305,23 +305,83 @@ __device__ int ListShare(
   return end - begin;
 }
 
+// Merges the splits of a row's columns in their order and divides.
+template <int D>
+__device__ void MergeSplits(const AttentionArgs& args,
+                            const Work& work,
+                            int slot,
+                            const Partial<D>* parts,
+                            int num_splits) {
+  const WayView& way = args.layer.ways[static_cast<int>(work.row.way)];
+  // A warp per column, a lane per split: what a split weighs, and the sum.
+  __shared__ float weights[kColumns][kMaxSplits];
+  __shared__ float sums[kColumns];
+  static_assert(kWarps == kColumns && kWarp >= kMaxSplits);
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const float split_max = lane < num_splits ? __ldcg(&parts[lane].max[warp]) : -INFINITY;
+  float max = split_max;
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, offset));
+  }
+  const float weight = Exp2(split_max - (max == -INFINITY ? 0.0f : max));
+  float sum = lane < num_splits ? weight * __ldcg(&parts[lane].sum[warp]) : 0.0f;
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+  }
+  weights[warp][lane] = weight;
+  if (lane == 0) sums[warp] = sum;
+  __syncthreads();
+  for (int i = threadIdx.x; i < min(kColumns, work.num_columns) * D; i += kThreads) {
+    const int column = i / D, d = i % D;
+    const float total = sums[column];
+    float out = 0;
+#pragma unroll 8
+    for (int s = 0; s < num_splits; ++s) {
+      out += weights[column][s] * __ldcg(&parts[s].out[column][d]);
+    }
+    const int n = work.column + column, group = args.layer.group;
+    args.out.data[(work.row.first_query + n / group) * args.out.stride +
+                  (way.heads[slot] * group + n % group) * D + d] =
+        total == 0.0f ? 0.0f : out / total;
+  }
+}
+
+// Whether this block is the last of `blocks` to get here; what the others wrote is visible then.
+// The counter is left at zero.
+__device__ bool IsLastBlock(int* counter, int blocks) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(counter, 1) == blocks - 1;
+    if (last) *counter = 0;
+    __threadfence();
+  }
+  __syncthreads();
+  return last;
+}
+
 template <KvType T, int D>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    DecodeAttentionKernel(AttentionArgs args, int chunks, std::byte* partials) {
+    DecodeAttentionKernel(AttentionArgs args, int chunks, std::byte* partials, int* counters) {
   LetNextStart();
-  WaitForPrevious();
   extern __shared__ uint4 raw_shared[];
   __shared__ Share share;
   const int split = blockIdx.x, slot = blockIdx.y, z = blockIdx.z;
   const Work work = FindWork(args, chunks, z, slot);
-  if (!work.any) return;
   const PlanRow& row = work.row;
   const int way_index = static_cast<int>(row.way);
   const WayView& way = args.layer.ways[way_index];
-  const PageId* table = args.sequences[row.sequence].pages[way_index];
-  int num_splits = 0;
-  const int num_pages =
-      ListShare(PagesOf(args.plan, row, way.first_entry + slot), table, split, &share, &num_splits);
+  int num_splits = 0, num_pages = -1;
+  const auto list = [&] {
+    if (!work.any) return;
+    num_pages =
+        ListShare(PagesOf(args.plan, row, way.first_entry + slot),
+                  args.sequences[row.sequence].pages[way_index], split, &share, &num_splits);
+  };
+  if (args.lists_are_final) list();
+  WaitForPrevious();
+  if (!args.lists_are_final) list();
   if (num_pages < 0) return;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, r = lane / 4, j = lane % 4;
   const int group = args.layer.group;
@@ -367,55 +427,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   }
   Partial<D>* to = PartialAt<D>(partials, z, slot, gridDim.y, gridDim.x, split);
   MergeWarps(state, reinterpret_cast<Partial<D>*>(raw_shared), to);
-  if (threadIdx.x == 0) to->num_splits = num_splits;
-}
-
-// One block per (slot, row, columns): merges the splits in their order and divides.
-template <int D>
-__global__ void MergeSplitsKernel(AttentionArgs args,
-                                  int chunks,
-                                  int max_splits,
-                                  std::byte* partials) {
-  LetNextStart();
-  WaitForPrevious();
-  const int slot = blockIdx.x, z = blockIdx.y;
-  const Work work = FindWork(args, chunks, z, slot);
-  if (!work.any) return;
-  const Partial<D>* parts = PartialAt<D>(partials, z, slot, gridDim.x, max_splits, 0);
-  const int num_splits = parts->num_splits;
-  const WayView& way = args.layer.ways[static_cast<int>(work.row.way)];
-  // A warp per column, a lane per split: what a split weighs, and the sum.
-  __shared__ float weights[kColumns][kMaxSplits];
-  __shared__ float sums[kColumns];
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  if (warp < kColumns) {
-    float max = -INFINITY;
-    for (int s = lane; s < num_splits; s += kWarp) max = fmaxf(max, parts[s].max[warp]);
-    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-      max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, offset));
-    }
-    const float base = max == -INFINITY ? 0.0f : max;
-    float sum = 0;
-    for (int s = lane; s < num_splits; s += kWarp) {
-      weights[warp][s] = Exp2(parts[s].max[warp] - base);
-      sum += weights[warp][s] * parts[s].sum[warp];
-    }
-    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-      sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-    }
-    if (lane == 0) sums[warp] = sum;
-  }
-  __syncthreads();
-  for (int i = threadIdx.x; i < min(kColumns, work.num_columns) * D; i += blockDim.x) {
-    const int column = i / D, d = i % D;
-    const float sum = sums[column];
-    float out = 0;
-#pragma unroll 8
-    for (int s = 0; s < num_splits; ++s) out += weights[column][s] * parts[s].out[column][d];
-    const int n = work.column + column, group = args.layer.group;
-    args.out.data[(work.row.first_query + n / group) * args.out.stride +
-                  (way.heads[slot] * group + n % group) * D + d] = sum == 0.0f ? 0.0f : out / sum;
-  }
+  if (!IsLastBlock(counters + z * static_cast<int>(gridDim.y) + slot, num_splits)) return;
+  MergeSplits(args, work, slot, PartialAt<D>(partials, z, slot, gridDim.y, gridDim.x, 0),
+              num_splits);
 }
 
 int NumSlots(const AttentionArgs& args) {
@@ -426,12 +440,13 @@ int NumChunks(const AttentionArgs& args, const DecodeLimits& limits) {
   return (limits.num_queries * args.layer.group + kColumns - 1) / kColumns;
 }
 
-static_assert(sizeof(Partial<128>) == sizeof(float) * kColumns * (128 + 3));
+static_assert(sizeof(Partial<128>) == sizeof(float) * kColumns * (128 + 2));
 
 template <KvType T, int D>
 cudaError_t Launch(const AttentionArgs& args,
                    const DecodeLimits& limits,
                    std::byte* partials,
+                   int* counters,
                    cudaStream_t stream) {
   const auto kernel = DecodeAttentionKernel<T, D>;
   constexpr int kSharedBytes = static_cast<int>(sizeof(Partial<D>)) * kWarps;
@@ -442,28 +457,25 @@ cudaError_t Launch(const AttentionArgs& args,
   const unsigned slots = static_cast<unsigned>(NumSlots(args));
   const unsigned z = static_cast<unsigned>(args.plan.num_rows * chunks);
   const int splits = NumSplits(limits.num_pages);
-  const cudaError_t launched =
-      LaunchChained(kernel, dim3(static_cast<unsigned>(splits), slots, z), kThreads, kSharedBytes,
-                    stream, args, chunks, partials);
-  if (launched != cudaSuccess) return launched;
-  return LaunchChained(MergeSplitsKernel<D>, dim3(slots, z), kMergeThreads, 0, stream, args, chunks,
-                       splits, partials);
+  return LaunchChained(kernel, dim3(static_cast<unsigned>(splits), slots, z), kThreads,
+                       kSharedBytes, stream, args, chunks, partials, counters);
 }
 
 template <KvType T>
 cudaError_t LaunchType(const AttentionArgs& args,
                        const DecodeLimits& limits,
                        std::byte* partials,
+                       int* counters,
                        cudaStream_t stream) {
   switch (args.layer.head_dim) {
     case 32:
-      return Launch<T, 32>(args, limits, partials, stream);
+      return Launch<T, 32>(args, limits, partials, counters, stream);
     case 64:
-      return Launch<T, 64>(args, limits, partials, stream);
+      return Launch<T, 64>(args, limits, partials, counters, stream);
     case 96:
-      return Launch<T, 96>(args, limits, partials, stream);
+      return Launch<T, 96>(args, limits, partials, counters, stream);
     case 128:
-      return Launch<T, 128>(args, limits, partials, stream);
+      return Launch<T, 128>(args, limits, partials, counters, stream);
     default:
       return cudaErrorInvalidValue;
   }
@@ -473,24 +485,29 @@ cudaError_t LaunchType(const AttentionArgs& args,
 
 size_t DecodePartialBytes(const AttentionArgs& args, const DecodeLimits& limits) {
   const size_t partial =
-      sizeof(float) * kColumns * static_cast<size_t>(args.layer.head_dim + 3);  // Partial<D>
+      sizeof(float) * kColumns * static_cast<size_t>(args.layer.head_dim + 2);  // Partial<D>
   return partial * static_cast<size_t>(NumSplits(limits.num_pages)) *
          static_cast<size_t>(NumSlots(args)) *
          static_cast<size_t>(args.plan.num_rows * NumChunks(args, limits));
 }
 
+int NumDecodeCounters(const AttentionArgs& args, const DecodeLimits& limits) {
+  return NumSlots(args) * args.plan.num_rows * NumChunks(args, limits);
+}
+
 cudaError_t LaunchDecodeAttention(const AttentionArgs& args,
                                   const DecodeLimits& limits,
                                   std::byte* partials,
+                                  int* counters,
                                   cudaStream_t stream) {
   if (args.plan.num_rows == 0) return cudaSuccess;
   switch (args.dtype) {
     case DType::kBf16:
-      return LaunchType<KvType::kBf16>(args, limits, partials, stream);
+      return LaunchType<KvType::kBf16>(args, limits, partials, counters, stream);
     case DType::kInt8:
-      return LaunchType<KvType::kInt8>(args, limits, partials, stream);
+      return LaunchType<KvType::kInt8>(args, limits, partials, counters, stream);
     case DType::kInt4:
-      return LaunchType<KvType::kInt4>(args, limits, partials, stream);
+      return LaunchType<KvType::kInt4>(args, limits, partials, counters, stream);
     default:
       return cudaErrorInvalidValue;
   }

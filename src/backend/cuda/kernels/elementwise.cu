@@ -46,10 +46,18 @@ __device__ float BlockSum(float x, float* shared) {
   return sum;
 }
 
+__device__ void Store(float x, float* to) {
+  *to = x;
+}
+__device__ void Store(float x, __nv_bfloat16* to) {
+  *to = __float2bfloat16_rn(x);
+}
+
 // One block per slice of a row, whose first elements wait in registers between the two passes. The
 // weight, which is on its way from memory, is asked for before x is ready.
+template <class Out>
 __global__ void RmsNormKernel(
-    ConstMatrixView x, const float* weight, float eps, int n, MatrixView y) {
+    ConstMatrixView x, const float* weight, float eps, int n, Out* y, int64_t y_stride) {
   LetNextStart();
   constexpr int kHeld = 4;
   const int step = static_cast<int>(blockDim.x);
@@ -62,7 +70,7 @@ __global__ void RmsNormKernel(
   WaitForPrevious();
   __shared__ float shared[kNormThreads / kWarp];
   const float* from = x.data + blockIdx.x * x.stride + int64_t{blockIdx.y} * n;
-  float* to = y.data + blockIdx.x * y.stride + int64_t{blockIdx.y} * n;
+  Out* to = y + blockIdx.x * y_stride + int64_t{blockIdx.y} * n;
   float squares = 0;
 #pragma unroll
   for (int h = 0; h < kHeld; ++h) {
@@ -77,9 +85,11 @@ __global__ void RmsNormKernel(
 #pragma unroll
   for (int h = 0; h < kHeld; ++h) {
     const int i = h * step + static_cast<int>(threadIdx.x);
-    if (i < n) to[i] = values[h] * scale * weights[h];
+    if (i < n) Store(values[h] * scale * weights[h], to + i);
   }
-  for (int i = kHeld * step + threadIdx.x; i < n; i += step) to[i] = from[i] * scale * weight[i];
+  for (int i = kHeld * step + threadIdx.x; i < n; i += step) {
+    Store(from[i] * scale * weight[i], to + i);
+  }
 }
 
 __global__ void SiluMulKernel(ConstMatrixView x, int64_t n, MatrixView y) {
@@ -191,8 +201,21 @@ cudaError_t LaunchRmsNorm(ConstMatrixView x,
                           cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
   const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(groups));
-  return LaunchChained(RmsNormKernel, grid, BlockFor(n, kNormThreads), 0, stream, x, weight, eps, n,
-                       y);
+  return LaunchChained(RmsNormKernel<float>, grid, BlockFor(n, kNormThreads), 0, stream, x, weight,
+                       eps, n, y.data, y.stride);
+}
+
+cudaError_t LaunchRmsNormToBf16(ConstMatrixView x,
+                                const float* weight,
+                                float eps,
+                                int64_t rows,
+                                int n,
+                                uint16_t* y,
+                                cudaStream_t stream) {
+  if (rows == 0) return cudaSuccess;
+  return LaunchChained(RmsNormKernel<__nv_bfloat16>, dim3(static_cast<unsigned>(rows)),
+                       BlockFor(n, kNormThreads), 0, stream, x, weight, eps, n,
+                       reinterpret_cast<__nv_bfloat16*>(y), int64_t{n});
 }
 
 cudaError_t LaunchPickLargest(

@@ -32,6 +32,14 @@ cudaError_t LaunchRmsNorm(ConstMatrixView x,
                           int n,
                           MatrixView y,
                           cudaStream_t stream);
+// As bf16, packed: [rows, n]. One group.
+cudaError_t LaunchRmsNormToBf16(ConstMatrixView x,
+                                const float* weight,
+                                float eps,
+                                int64_t rows,
+                                int n,
+                                uint16_t* y,
+                                cudaStream_t stream);
 cudaError_t LaunchSiluMul(
     ConstMatrixView x, int64_t rows, int64_t n, MatrixView y, cudaStream_t stream);
 cudaError_t LaunchRope(MatrixView x,
@@ -73,8 +81,18 @@ struct GemvArgs {
   int64_t out_features = 0;
   MatrixView y = {};
   bool accumulate = false;
+  // LaunchGemvSm90 only. `norm`, with float x: x is normalised first (RmsNormParams), with these
+  // weights. `gate`: y [rows, out / 2] is SiluMul of the product.
+  const float* norm = nullptr;  // [in]
+  float eps = 0;
+  bool gate = false;
 };
 cudaError_t LaunchGemv(const GemvArgs& args, cudaStream_t stream);
+
+// The same on Hopper, with the same two questions.
+bool HasSm90Gemv(DType weight, int64_t rows, int64_t in_features);
+bool GemvSm90RoundsX(ConstMatrixView x, int64_t rows, int64_t in_features);
+cudaError_t LaunchGemvSm90(const GemvArgs& args, int multiprocessors, cudaStream_t stream);
 
 // --- append_kv.cu
 // Consecutive tokens of one sequence in one page.
@@ -112,6 +130,8 @@ struct AttentionArgs {
   ConstMatrixView q = {};
   MatrixView out = {};
   float scale = 0;
+  // Decode: no kernel that is queued and may still run writes the page lists.
+  bool lists_are_final = false;
 };
 // Head dims with kernels, for every op here.
 bool HasAttentionKernels(int head_dim);
@@ -136,11 +156,14 @@ struct DecodeLimits {
   int num_queries = 0;
   int num_pages = 0;
 };
-// `partials` holds DecodePartialBytes().
+// `partials` holds DecodePartialBytes(). `counters` are NumDecodeCounters() zeros, and are zero
+// again when the kernel has ended.
 size_t DecodePartialBytes(const AttentionArgs& args, const DecodeLimits& limits);
+int NumDecodeCounters(const AttentionArgs& args, const DecodeLimits& limits);
 cudaError_t LaunchDecodeAttention(const AttentionArgs& args,
                                   const DecodeLimits& limits,
                                   std::byte* partials,
+                                  int* counters,
                                   cudaStream_t stream);
 
 // --- select_pages.cu
