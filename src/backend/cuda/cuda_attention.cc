@@ -17,10 +17,8 @@ constexpr size_t kMaxTileScratchBytes = size_t{512} << 20;
 
 // Sizes of grids and of scratch grow in steps, so that a step's graph serves the next ones too;
 // blocks beyond what a row needs end at once.
-int RoundUpPages(int pages) {
-  constexpr int kStep = 64;
-  static_assert(kMaxDecodePages % kStep == 0);
-  return (pages + kStep - 1) / kStep * kStep;
+int RoundUp(int pages, int step) {
+  return (pages + step - 1) / step * step;
 }
 
 // Pages a row reads; of a selected list, whose length only the device knows, `selected`.
@@ -54,6 +52,22 @@ std::vector<int> LongestFirst(const PagePlan& plan) {
     return costs[static_cast<size_t>(a)] > costs[static_cast<size_t>(b)];
   });
   return order;
+}
+
+// Blocks for a row: for the pages that it has now, and a little more.
+int SplitsOf(const PagePlan& plan, const PlanRow& row) {
+  constexpr int kPageStep = 16;
+  return NumDecodeSplits(RoundUp(MostPages(plan, row), kPageStep));
+}
+
+// The splits of every row, those of long rows first.
+std::vector<DecodeItem> ListItems(const PagePlan& plan) {
+  std::vector<DecodeItem> items;
+  for (const int row : LongestFirst(plan)) {
+    const int splits = SplitsOf(plan, plan.rows[static_cast<size_t>(row)]);
+    for (int split = 0; split < splits; ++split) items.push_back({row, split, splits});
+  }
+  return items;
 }
 
 // The new tokens of every range, cut at pages.
@@ -127,7 +141,6 @@ size_t CudaBackend::AttentionScratchBytes(const KvLayout& layout,
       most = std::max(most, layout.way(way).num_slots(layer));
     }
   }
-  attention.plan.num_rows = static_cast<int>(limits.sequences) * kNumWays;
   const int pages = static_cast<int>(std::min<int64_t>(limits.pages, kMaxDecodePages));
   SelectPagesArgs select;
   select.layer = attention.layer;
@@ -142,8 +155,11 @@ size_t CudaBackend::AttentionScratchBytes(const KvLayout& layout,
   const TileRound round = TileRoundOf(tile, std::max(1, num_slots), requests);
   const size_t tile_bytes =
       tile.Bytes(static_cast<size_t>(round.slots), static_cast<size_t>(round.requests));
-  return std::max({DecodePartialBytes(attention, {.num_queries = 1, .num_pages = pages}),
-                   SelectPagesScratchBytes(select), tile_bytes});
+  const DecodeWork decode = {
+      .num_items = static_cast<int>(limits.sequences) * kNumWays * NumDecodeSplits(pages),
+      .num_queries = 1};
+  return std::max(
+      {DecodePartialBytes(attention, decode), SelectPagesScratchBytes(select), tile_bytes});
 }
 
 Result<const SequenceView*> CudaBackend::UploadSequences(std::span<const SequencePages> sequences) {
@@ -194,12 +210,6 @@ Result<AttentionArgs> CudaBackend::MakeAttentionArgs(const AttentionParams& para
   args.plan.runs = LS_TRY(uploads_.Upload(std::span(plan.runs)));
   args.plan.selections = LS_TRY(uploads_.Upload(std::span(plan.selections)));
   args.plan.num_rows = static_cast<int>(plan.rows.size());
-  if (const void* order = uploads_.Find(params.plan); order != nullptr) {
-    args.plan.order = static_cast<const int*>(order);
-  } else {
-    const std::vector<int> longest_first = LongestFirst(plan);
-    args.plan.order = LS_TRY(uploads_.Upload(std::span(longest_first), params.plan));
-  }
   args.sequences = LS_TRY(UploadSequences(params.sequences));
   args.q = View(params.q);
   args.out = View(params.out);
@@ -210,7 +220,13 @@ Result<AttentionArgs> CudaBackend::MakeAttentionArgs(const AttentionParams& para
 Status CudaBackend::PrefillAttention(const AttentionParams& params) {
   LS_CHECK(!tracing_) << "prefill in RunStep";
   for (const PlanRow& row : params.plan->rows) LS_CHECK_LE(row.num_queries, kTileTokens);
-  const AttentionArgs args = LS_TRY(MakeAttentionArgs(params));
+  AttentionArgs args = LS_TRY(MakeAttentionArgs(params));
+  if (const void* order = uploads_.Find(params.plan); order != nullptr) {
+    args.plan.order = static_cast<const int*>(order);
+  } else {
+    const std::vector<int> longest_first = LongestFirst(*params.plan);
+    args.plan.order = LS_TRY(uploads_.Upload(std::span<const int>(longest_first), params.plan));
+  }
   if (kernels_ == CudaKernels::kSm90) {
     const auto& store = static_cast<const CudaKvStore&>(*params.store);
     const PrefillMaps* maps = LS_TRY(store.Maps(params.layer));
@@ -224,8 +240,8 @@ Status CudaBackend::PrefillAttention(const AttentionParams& params) {
   return Status();
 }
 
-Result<int*> CudaBackend::DecodeCounters(int count) {
-  const size_t bytes = static_cast<size_t>(count) * sizeof(int);
+Result<int*> CudaBackend::DecodeCounters(size_t count) {
+  const size_t bytes = count * sizeof(int);
   if (decode_counters_.bytes < bytes) {
     LS_CUDA(cudaStreamSynchronize(stream_));
     decode_counters_ = LS_TRY(AllocateOnDevice(2 * bytes));
@@ -237,25 +253,30 @@ Result<int*> CudaBackend::DecodeCounters(int count) {
 Status CudaBackend::DecodeAttention(const AttentionParams& params) {
   const auto& store = static_cast<const CudaKvStore&>(*params.store);
   const PagePlan& plan = *params.plan;
-  DecodeLimits limits;
+  AttentionArgs args = LS_TRY(MakeAttentionArgs(params));
+  DecodeWork work;
   for (const PlanRow& row : plan.rows) {
     LS_CHECK_LE(row.newest.last, kMaxDecodePages);
-    limits.num_queries = std::max(limits.num_queries, row.num_queries);
-    limits.num_pages = std::max(limits.num_pages, MostPages(plan, row));
+    work.num_queries = std::max(work.num_queries, row.num_queries);
+    work.num_items += SplitsOf(plan, row);
   }
-  limits.num_pages = RoundUpPages(limits.num_pages);
-  AttentionArgs args = LS_TRY(MakeAttentionArgs(params));
+  if (const void* items = uploads_.Find(params.plan); items != nullptr) {
+    work.items = static_cast<const DecodeItem*>(items);
+  } else {
+    const std::vector<DecodeItem> listed = ListItems(plan);
+    work.items = LS_TRY(uploads_.Upload(std::span<const DecodeItem>(listed), params.plan));
+  }
   // Whoever read the last step's tokens has waited for its kernels.
   args.lists_are_final = !selected_in_step_;
-  std::byte* partials = LS_TRY(attention_scratch_.Get(DecodePartialBytes(args, limits), stream_));
-  int* counters = LS_TRY(DecodeCounters(NumDecodeCounters(args, limits)));
+  std::byte* partials = LS_TRY(attention_scratch_.Get(DecodePartialBytes(args, work), stream_));
+  int* counters = LS_TRY(DecodeCounters(NumDecodeCounters(args, work)));
   if (Noted(&store, params.layer, args.plan.rows, args.plan.runs, args.plan.selections,
             args.plan.num_rows, args.sequences, args.q.data, args.q.stride, args.out.data,
-            args.out.stride, args.scale, args.layer.group, limits.num_queries, limits.num_pages,
-            args.lists_are_final, partials, counters)) {
+            args.out.stride, args.scale, args.layer.group, work.items, work.num_items,
+            work.num_queries, args.lists_are_final, partials, counters)) {
     return Status();
   }
-  LS_CUDA(LaunchDecodeAttention(args, limits, partials, counters, stream_));
+  LS_CUDA(LaunchDecodeAttention(args, work, partials, counters, stream_));
   return Status();
 }
 
@@ -305,8 +326,9 @@ Status CudaBackend::SelectPages(const SelectPagesParams& params) {
     args.max_candidates = std::max(args.max_candidates, last - first);
     args.max_pages = std::max(args.max_pages, request.num_pages);
   }
-  args.max_candidates = RoundUpPages(args.max_candidates);
-  args.max_pages = RoundUpPages(args.max_pages);
+  constexpr int kStep = 64;
+  args.max_candidates = RoundUp(args.max_candidates, kStep);
+  args.max_pages = RoundUp(args.max_pages, kStep);
   args.sequences = LS_TRY(UploadSequences(params.sequences));
   args.requests =
       LS_TRY(uploads_.Upload(std::span<const PageSelect>(requests), params.requests.data()));

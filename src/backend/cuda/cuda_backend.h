@@ -62,6 +62,7 @@ class CudaBackend : public Backend {
                                   int64_t in_features,
                                   std::span<const float> bias,
                                   WeightFormat format) override;
+  std::string format_note(WeightFormat format) const override;
   size_t LinearScratchBytes(const LinearWeight& weight, int64_t rows) const override;
   Status Linear(const LinearParams& params) override;
   Status FusedLinear(const FusedLinearParams& params) override;
@@ -100,9 +101,10 @@ class CudaBackend : public Backend {
   Result<const SequenceView*> UploadSequences(std::span<const SequencePages> sequences);
   Result<AttentionArgs> MakeAttentionArgs(const AttentionParams& params);
   // Zeros, at least `count`, that kernels leave zero.
-  Result<int*> DecodeCounters(int count);
+  Result<int*> DecodeCounters(size_t count);
   Status SelectTilesRound(SelectTilesArgs args, float scale);
-  bool StreamsWeight(const LinearParams& params) const;
+  Status Quantize(std::span<const WeightPart> parts, WeightFormat format, LinearWeight* weight);
+  bool StreamsWeight(const LinearWeight& weight, int64_t rows) const;
   Status MultiplyRows(const LinearParams& params);       // few rows
   Status StreamWeight(const FusedLinearParams& params);  // few rows, on Hopper
   Status MultiplyMatrix(const LinearParams& params);     // many rows

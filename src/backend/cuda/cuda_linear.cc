@@ -1,26 +1,41 @@
 // Linear on the GPU: weights as stored; few rows by our own kernel at memory speed, many by cuBLAS.
+#include <algorithm>
+
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/cuda_status.h"
 #include "backend/cuda/matrix_views.h"
+#include "backend/weight_quant.h"
 #include "base/check.h"
 #include "base/strings.h"
 
 namespace lserve {
 namespace {
 
-// Bytes of scratch for a product of `rows` rows. kBf16: x rounded to bf16. kF16: the weight as
-// float, since x keeps its precision beside it (ops.h); no tensor-core path has both.
-size_t ScratchBytes(DType dtype, int64_t out_features, int64_t in_features, int64_t rows) {
-  switch (dtype) {
-    case DType::kBf16:
-      return static_cast<size_t>(rows * in_features) * sizeof(uint16_t);
-    case DType::kF16:
-      return rows > MaxGemvRows(dtype, in_features)
-                 ? static_cast<size_t>(out_features * in_features) * sizeof(float)
-                 : 0;
-    default:
-      return 0;
-  }
+// Rows of a quantised weight that are bf16 at a time, and of a weight to be quantised that are on
+// the device at a time.
+constexpr int64_t kBlockBytes = int64_t{64} << 20;
+
+bool IsQuantised(DType dtype) {
+  return dtype == DType::kInt8 || dtype == DType::kInt4;
+}
+
+int64_t RowsInBlock(int64_t row_bytes) {
+  return std::max<int64_t>(1, kBlockBytes / row_bytes);
+}
+
+// The block lies behind x in scratch, aligned.
+size_t RoundUpX(size_t bytes) {
+  constexpr size_t kAlignment = 256;
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+QuantizedRows RowsOf(const LinearWeight& weight, int64_t first_row, int64_t rows) {
+  return {.codes = weight.data.as<std::byte>(),
+          .scales = weight.scales.data.get(),
+          .out_features = weight.out_features,
+          .in_features = weight.in_features,
+          .first_row = first_row,
+          .rows = rows};
 }
 
 }  // namespace
@@ -29,11 +44,11 @@ Result<LinearWeight> CudaBackend::PackLinear(std::span<const WeightPart> parts,
                                              int64_t in_features,
                                              std::span<const float> bias,
                                              WeightFormat format) {
-  if (format != WeightFormat::kAsStored) {
-    return Status(Code::kUnsupported,
-                  "--quantization int8 or int4: this version quantises weights on the CPU only, "
-                  "expected none with --device cuda; leave it out (the KV cache can be int8 or "
-                  "int4: --kv-cache-dtype)");
+  if (format == WeightFormat::kW8A8) {
+    return Status(
+        Code::kUnsupported,
+        "--quantization w8a8: quantised inputs exist on the CPU only, expected none, int8 "
+        "or int4 with --device cuda");
   }
   LinearWeight weight;
   weight.dtype = parts.front().dtype;
@@ -46,14 +61,18 @@ Result<LinearWeight> CudaBackend::PackLinear(std::span<const WeightPart> parts,
     return Status(Code::kUnsupported,
                   StrCat("weights of dtype ", Name(weight.dtype), ", expected bf16, f16 or f32"));
   }
-  const int64_t element_bytes = BitsOf(weight.dtype) / 8;
-  weight.data =
-      LS_TRY(Allocate(static_cast<size_t>(weight.out_features * in_features * element_bytes)));
-  std::byte* to = weight.data.as<std::byte>();
-  for (const WeightPart& part : parts) {
-    const size_t bytes = static_cast<size_t>(part.rows * in_features * element_bytes);
-    LS_TRY(CopyToDevice(to, part.data, bytes));
-    to += bytes;
+  if (format == WeightFormat::kAsStored) {
+    const int64_t element_bytes = BitsOf(weight.dtype) / 8;
+    weight.data =
+        LS_TRY(Allocate(static_cast<size_t>(weight.out_features * in_features * element_bytes)));
+    std::byte* to = weight.data.as<std::byte>();
+    for (const WeightPart& part : parts) {
+      const size_t bytes = static_cast<size_t>(part.rows * in_features * element_bytes);
+      LS_TRY(CopyToDevice(to, part.data, bytes));
+      to += bytes;
+    }
+  } else {
+    LS_TRY(Quantize(parts, format, &weight));
   }
   if (!bias.empty()) {
     LS_CHECK_EQ(bias.size(), static_cast<size_t>(weight.out_features));
@@ -63,8 +82,75 @@ Result<LinearWeight> CudaBackend::PackLinear(std::span<const WeightPart> parts,
   return weight;
 }
 
+// Codes and scales of `weight`, whose sizes are set, from parts that are copied block by block.
+Status CudaBackend::Quantize(std::span<const WeightPart> parts,
+                             WeightFormat format,
+                             LinearWeight* weight) {
+  static_assert(kQuantGroup == kWeightGroup);
+  const bool int4 = format == WeightFormat::kInt4;
+  const DType stored = weight->dtype;
+  const int64_t in = weight->in_features, groups = NumWeightGroups(in);
+  const int64_t scale_bytes = int4 ? sizeof(uint32_t) : sizeof(uint16_t);
+  weight->dtype = QuantizedType(format);
+  weight->quantization_group = kWeightGroup;
+  weight->data =
+      LS_TRY(Allocate(static_cast<size_t>(weight->out_features * WeightRowBytes(int4, in))));
+  weight->scales =
+      LS_TRY(Allocate(static_cast<size_t>(weight->out_features * groups * scale_bytes)));
+  constexpr uint64_t kNone = ~uint64_t{0};
+  uint64_t not_finite = kNone;
+  const Buffer flag = LS_TRY(Allocate(sizeof(not_finite)));
+  LS_TRY(CopyToDevice(flag.data.get(), &not_finite, sizeof(not_finite)));
+  const int64_t row_bytes = in * BitsOf(stored) / 8;
+  int64_t first_row = 0;
+  for (const WeightPart& part : parts) {
+    for (int64_t row = 0; row < part.rows;) {
+      const int64_t rows = std::min(part.rows - row, RowsInBlock(row_bytes));
+      const size_t bytes = static_cast<size_t>(rows * row_bytes);
+      std::byte* block = LS_TRY(linear_scratch_.Get(bytes, stream_));
+      LS_TRY(
+          CopyToDevice(block, static_cast<const std::byte*>(part.data) + row * row_bytes, bytes));
+      QuantizedRows to = RowsOf(*weight, first_row, rows);
+      to.not_finite = flag.as<unsigned long long>();
+      LS_CUDA(LaunchQuantizeRows(block, stored, int4, to, stream_));
+      row += rows;
+      first_row += rows;
+    }
+  }
+  LS_TRY(CopyToHost(&not_finite, flag.data.get(), sizeof(not_finite)));
+  if (not_finite == kNone) return Status();
+  const int64_t at = static_cast<int64_t>(not_finite);
+  return NotFinite(at / groups, at % groups * kWeightGroup);
+}
+
+std::string CudaBackend::format_note(WeightFormat format) const {
+  if (format == WeightFormat::kAsStored || kernels_ == CudaKernels::kSm90) return {};
+  return "quantised weights save memory, not time, on this GPU: they become bf16 for every "
+         "product; "
+         "on Hopper decode steps read them as they are";
+}
+
+// x rounded to bf16, and beside it a block of a quantised weight as bf16. kF16: the weight as
+// float, since x keeps its precision beside it (ops.h); no tensor-core path has both.
 size_t CudaBackend::LinearScratchBytes(const LinearWeight& weight, int64_t rows) const {
-  return ScratchBytes(weight.dtype, weight.out_features, weight.in_features, rows);
+  const size_t x_bytes = static_cast<size_t>(rows * weight.in_features) * sizeof(uint16_t);
+  switch (weight.dtype) {
+    case DType::kBf16:
+      return x_bytes;
+    case DType::kInt8:
+    case DType::kInt4: {
+      if (StreamsWeight(weight, rows)) return x_bytes;
+      const int64_t row_bytes = weight.in_features * static_cast<int64_t>(sizeof(uint16_t));
+      const int64_t block = std::min(weight.out_features, RowsInBlock(row_bytes));
+      return RoundUpX(x_bytes) + static_cast<size_t>(block * row_bytes);
+    }
+    case DType::kF16:
+      return rows > MaxGemvRows(weight.dtype, weight.in_features)
+                 ? static_cast<size_t>(weight.out_features * weight.in_features) * sizeof(float)
+                 : 0;
+    default:
+      return 0;
+  }
 }
 
 Status CudaBackend::Linear(const LinearParams& params) {
@@ -72,19 +158,29 @@ Status CudaBackend::Linear(const LinearParams& params) {
   LS_CHECK_EQ(params.y.cols, params.weight->out_features);
   if (params.x.rows == 0) return Status();
   const LinearWeight& w = *params.weight;
-  if (StreamsWeight(params)) return StreamWeight({.norm = {}, .linear = params, .gate = {}});
-  if (params.x.rows <= MaxGemvRows(w.dtype, w.in_features)) return MultiplyRows(params);
+  if (StreamsWeight(w, params.x.rows)) {
+    return StreamWeight({.norm = {}, .linear = params, .gate = {}});
+  }
+  if (!IsQuantised(w.dtype) && params.x.rows <= MaxGemvRows(w.dtype, w.in_features)) {
+    return MultiplyRows(params);
+  }
   return MultiplyMatrix(params);
 }
 
-bool CudaBackend::StreamsWeight(const LinearParams& params) const {
-  return kernels_ == CudaKernels::kSm90 &&
-         HasSm90Gemv(params.weight->dtype, params.x.rows, params.weight->in_features);
+// Codes are read again for every few rows rather than made bf16 for cuBLAS: up to 64 rows, that is
+// less to move.
+bool CudaBackend::StreamsWeight(const LinearWeight& weight, int64_t rows) const {
+  constexpr int64_t kMaxCodedRows = 64;
+  const int64_t most = IsQuantised(weight.dtype) ? kMaxCodedRows : MaxSm90GemvRows(false);
+  return kernels_ == CudaKernels::kSm90 && rows <= most &&
+         HasSm90Gemv(weight.dtype, weight.in_features);
 }
 
 Status CudaBackend::FusedLinear(const FusedLinearParams& params) {
   if (params.linear.x.rows == 0) return Status();
-  if (!StreamsWeight(params.linear)) return Backend::FusedLinear(params);
+  if (!StreamsWeight(*params.linear.weight, params.linear.x.rows)) {
+    return Backend::FusedLinear(params);
+  }
   if (params.norm) LS_CHECK_EQ(params.norm->groups, 1);
   return StreamWeight(params);
 }
@@ -103,6 +199,7 @@ Status CudaBackend::StreamWeight(const FusedLinearParams& params) {
                    .x_dtype = DType::kF32,
                    .x_stride = x.stride,
                    .weight = w.data.data.get(),
+                   .scales = w.scales.data.get(),
                    .dtype = w.dtype,
                    .bias = w.bias.as<float>(),
                    .rows = static_cast<int>(rows),
@@ -131,7 +228,15 @@ Status CudaBackend::StreamWeight(const FusedLinearParams& params) {
   } else if (rounds) {
     LS_CUDA(LaunchRoundToBf16(x, rows, w.in_features, rounded, stream_));
   }
-  LS_CUDA(LaunchGemvSm90(args, gpu_.num_multiprocessors, stream_));
+  const int64_t most = MaxSm90GemvRows(w.dtype == DType::kInt4);
+  for (int64_t first = 0; first < rows; first += most) {
+    GemvArgs turn = args;
+    turn.rows = static_cast<int>(std::min(most, rows - first));
+    turn.y.data += first * y.stride;
+    if (rounds) turn.x = rounded + first * w.in_features;
+    LS_CHECK(rounds || first == 0);
+    LS_CUDA(LaunchGemvSm90(turn, gpu_.num_multiprocessors, stream_));
+  }
   return Status();
 }
 
@@ -182,7 +287,22 @@ Status CudaBackend::MultiplyMatrix(const LinearParams& params) {
             params.accumulate)) {
     return Status();
   }
-  if (w.dtype == DType::kBf16) {
+  if (IsQuantised(w.dtype)) {
+    LS_CUDA(LaunchRoundToBf16({static_cast<const float*>(params.x.data), params.x.stride},
+                              params.x.rows, w.in_features, reinterpret_cast<uint16_t*>(scratch),
+                              stream_));
+    const size_t x_bytes = static_cast<size_t>(params.x.rows * w.in_features) * sizeof(uint16_t);
+    std::byte* block = scratch + RoundUpX(x_bytes);
+    const int64_t block_rows = RowsInBlock(w.in_features * static_cast<int64_t>(sizeof(uint16_t)));
+    for (int64_t row = 0; row < w.out_features; row += block_rows) {
+      const QuantizedRows rows = RowsOf(w, row, std::min(block_rows, w.out_features - row));
+      LS_CUDA(LaunchDequantizeRows(rows, w.dtype == DType::kInt4,
+                                   reinterpret_cast<uint16_t*>(block), stream_));
+      LS_CUBLAS(cublasGemmEx(cublas_, CUBLAS_OP_T, CUBLAS_OP_N, static_cast<int>(rows.rows), n, k,
+                             &one, block, CUDA_R_16BF, k, scratch, CUDA_R_16BF, k, &beta, y + row,
+                             CUDA_R_32F, y_stride, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+    }
+  } else if (w.dtype == DType::kBf16) {
     LS_CUDA(LaunchRoundToBf16({static_cast<const float*>(params.x.data), params.x.stride},
                               params.x.rows, w.in_features, reinterpret_cast<uint16_t*>(scratch),
                               stream_));

@@ -9,12 +9,12 @@
 // lane's 16 bytes of a row are what its fragments hold (see Keys below). P^T becomes the second B
 // by movmatrix. Accumulators: 8 columns of D, a quarter of what rows of 16 queries would take.
 //
-// Grid: x = split, y = slot, z = (row, columns by kColumns). Splits: a row's pages are dealt to
-// min(kMaxSplits, ceil(pages / kWarps)) blocks in contiguous shares, within a block to its warps in
-// turn; both depend on the row's own page count only, and everything is merged in a fixed order:
-// the warps of a block by that block, the splits of a row by whichever of its blocks ends last.
-// Pages are listed while the kernel before this one still runs, unless it may be the one that lists
-// them.
+// Grid: x = item, a split of a row; y = slot; z = columns by kColumns. A row's pages are dealt to
+// NumDecodeSplits() blocks in contiguous shares, within a block to its warps in turn, half a page
+// at a time; both depend on the row's own page count only, and everything is merged in a fixed
+// order: the warps of a block by that block, the splits of a row by whichever of its blocks ends
+// last. Pages are listed while the kernel before this one still runs, unless it may be the one that
+// lists them.
 #include <algorithm>
 #include <cstdint>
 
@@ -29,20 +29,16 @@ namespace lserve {
 namespace {
 
 constexpr int kWarp = 32;
-constexpr int kWarps = 8;
+constexpr int kWarps = kDecodeWarps;
 constexpr int kThreads = kWarps * kWarp;
 // With two, 128 registers do not hold K and V of 32 keys: 8 to 20% slower on bf16 (H100).
 constexpr int kBlocksPerSm = 1;
-constexpr int kMaxSplits = 32;
-constexpr int kMaxShare = kMaxDecodePages / kMaxSplits;
+constexpr int kMaxShare = kMaxDecodePages / kMaxDecodeSplits;
 constexpr int kColumns = 8;  // (query, head) pairs of a block: n of the tensor-core tile
-constexpr int kHalfPage = kPageTokens / 2;
+constexpr int kUnits = 2;    // of a page, that warps take in turn
+constexpr int kHalfPage = kPageTokens / kUnits;
+static_assert(kHalfPage == 32);
 constexpr float kLog2E = 1.4426950408889634f;
-
-__host__ __device__ int NumSplits(int num_pages) {
-  const int splits = (num_pages + kWarps - 1) / kWarps;
-  return splits < 1 ? 1 : splits > kMaxSplits ? kMaxSplits : splits;
-}
 
 // What a warp, a block or a split knows of its columns: sums relative to 2^max.
 template <int D>
@@ -52,12 +48,13 @@ struct Partial {
   float sum[kColumns];
 };
 
-// The place of a split's partial result.
-template <int D>
-__device__ Partial<D>* PartialAt(
-    std::byte* partials, int z, int slot, int num_slots, int max_splits, int split) {
-  return reinterpret_cast<Partial<D>*>(partials) + (int64_t{z} * num_slots + slot) * max_splits +
-         split;
+// Where a block leaves its partial result, and where it counts itself if `item` is its row's first.
+__device__ int64_t PlaceOf(int item) {
+  return (int64_t{item} * gridDim.y + blockIdx.y) * gridDim.z + blockIdx.z;
+}
+// From a split's partial result to the next one's.
+__device__ int64_t SplitStride() {
+  return int64_t{gridDim.y} * gridDim.z;
 }
 
 // Fragments of 32 keys. With r = lane / 4 and j = lane % 4, lane (r, j) holds of tile t (8 keys)
@@ -241,7 +238,7 @@ __device__ void MergeWarps(const WarpState<D>& state, Partial<D>* shared, Partia
   }
 }
 
-// What a block works on, shared by the kernel and the merge of splits.
+// What a block works on.
 struct Work {
   PlanRow row;
   int column = 0;  // first (query, head) pair
@@ -249,12 +246,12 @@ struct Work {
   bool any = false;
 };
 
-__device__ Work FindWork(const AttentionArgs& args, int chunks, int z, int slot) {
+__device__ Work FindWork(const AttentionArgs& args, int row, int chunk, int slot) {
   Work work;
-  work.row = args.plan.rows[z / chunks];
+  work.row = args.plan.rows[row];
   const WayView& way = args.layer.ways[static_cast<int>(work.row.way)];
   if (slot >= way.num_slots || (work.row.slot != kAllSlots && work.row.slot != slot)) return work;
-  work.column = z % chunks * kColumns;
+  work.column = chunk * kColumns;
   work.num_columns = work.row.num_queries * args.layer.group - work.column;
   work.any = work.num_columns > 0;
   return work;
@@ -269,8 +266,11 @@ struct Share {
 
 // Lists the split's pages, all threads together: a run each, placed by a sum over those before.
 // Returns how many there are, or -1 if the row has fewer splits; `num_splits` gets the row's.
-__device__ int ListShare(
-    const RowPages& pages, const PageId* table, int split, Share* share, int* num_splits) {
+__device__ int ListShare(const RowPages& pages,
+                         const PageId* table,
+                         const DecodeItem& item,
+                         Share* share,
+                         int* num_splits) {
   const auto run_at = [&](int i) {
     if (i > pages.num_runs) return PageRun{};
     if (i == pages.num_runs) return pages.newest;
@@ -284,7 +284,8 @@ __device__ int ListShare(
   }
   int num_pages = 0;
   ExclusiveSum(own, share->sums, &num_pages);
-  *num_splits = min(NumSplits(num_pages), static_cast<int>(gridDim.x));
+  const int split = item.split;
+  *num_splits = min(NumDecodeSplits(num_pages), item.max_splits);
   if (split >= *num_splits) return -1;
   const int begin = static_cast<int>(int64_t{num_pages} * split / *num_splits);
   const int end = static_cast<int>(int64_t{num_pages} * (split + 1) / *num_splits);
@@ -314,17 +315,19 @@ __device__ void MergeSplits(const AttentionArgs& args,
                             int num_splits) {
   const WayView& way = args.layer.ways[static_cast<int>(work.row.way)];
   // A warp per column, a lane per split: what a split weighs, and the sum.
-  __shared__ float weights[kColumns][kMaxSplits];
+  __shared__ float weights[kColumns][kMaxDecodeSplits];
   __shared__ float sums[kColumns];
-  static_assert(kWarps == kColumns && kWarp >= kMaxSplits);
+  static_assert(kWarps == kColumns && kWarp >= kMaxDecodeSplits);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const float split_max = lane < num_splits ? __ldcg(&parts[lane].max[warp]) : -INFINITY;
+  const int64_t stride = SplitStride();
+  const Partial<D>& own = parts[lane < num_splits ? lane * stride : 0];
+  const float split_max = lane < num_splits ? __ldcg(&own.max[warp]) : -INFINITY;
   float max = split_max;
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
     max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, offset));
   }
   const float weight = Exp2(split_max - (max == -INFINITY ? 0.0f : max));
-  float sum = lane < num_splits ? weight * __ldcg(&parts[lane].sum[warp]) : 0.0f;
+  float sum = lane < num_splits ? weight * __ldcg(&own.sum[warp]) : 0.0f;
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
     sum += __shfl_xor_sync(0xffffffffu, sum, offset);
   }
@@ -337,7 +340,7 @@ __device__ void MergeSplits(const AttentionArgs& args,
     float out = 0;
 #pragma unroll 8
     for (int s = 0; s < num_splits; ++s) {
-      out += weights[column][s] * __ldcg(&parts[s].out[column][d]);
+      out += weights[column][s] * __ldcg(&parts[s * stride].out[column][d]);
     }
     const int n = work.column + column, group = args.layer.group;
     args.out.data[(work.row.first_query + n / group) * args.out.stride +
@@ -362,22 +365,22 @@ __device__ bool IsLastBlock(int* counter, int blocks) {
 }
 
 template <KvType T, int D>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    DecodeAttentionKernel(AttentionArgs args, int chunks, std::byte* partials, int* counters) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm) DecodeAttentionKernel(
+    AttentionArgs args, const DecodeItem* items, std::byte* partials, int* counters) {
   LetNextStart();
   extern __shared__ uint4 raw_shared[];
   __shared__ Share share;
-  const int split = blockIdx.x, slot = blockIdx.y, z = blockIdx.z;
-  const Work work = FindWork(args, chunks, z, slot);
+  const DecodeItem item = items[blockIdx.x];
+  const int slot = blockIdx.y;
+  const Work work = FindWork(args, item.row, blockIdx.z, slot);
   const PlanRow& row = work.row;
   const int way_index = static_cast<int>(row.way);
   const WayView& way = args.layer.ways[way_index];
   int num_splits = 0, num_pages = -1;
   const auto list = [&] {
     if (!work.any) return;
-    num_pages =
-        ListShare(PagesOf(args.plan, row, way.first_entry + slot),
-                  args.sequences[row.sequence].pages[way_index], split, &share, &num_splits);
+    num_pages = ListShare(PagesOf(args.plan, row, way.first_entry + slot),
+                          args.sequences[row.sequence].pages[way_index], item, &share, &num_splits);
   };
   if (args.lists_are_final) list();
   WaitForPrevious();
@@ -411,40 +414,38 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   const Mask mask = {row.sink_end, row.window};
   const int64_t last_position = row.first_position + row.num_queries - 1;
   const float scale_log2 = args.scale * kLog2E;
-  for (int i = warp; i < num_pages; i += kWarps) {
-    const PageIdx page = share.pages[i];
-    const std::byte* kv = way.kv + share.ids[i] * way.page_stride + slot * way.kv_bytes;
+  for (int i = warp; i < num_pages * kUnits; i += kWarps) {
+    const PageIdx page = share.pages[i / kUnits];
+    const std::byte* kv = way.kv + share.ids[i / kUnits] * way.page_stride + slot * way.kv_bytes;
     const int64_t first_key = int64_t{page} * kPageTokens;
     const bool all = mask.SeesAll(row.first_position, last_position, page);
     const auto sees = [&](int key, int column) {
       return mask.Sees(row.first_position + (work.column + column) / group, first_key + key);
     };
-#pragma unroll 1
-    for (int half = 0; half < 2; ++half) {
-      const int64_t valid = last_position + 1 - first_key - half * kHalfPage;
-      AttendHalf<T, D>(kv, half, valid, scale_log2, q, all, sees, &state);
-    }
+    const int half = i % kUnits;
+    const int64_t valid = last_position + 1 - first_key - half * kHalfPage;
+    AttendHalf<T, D>(kv, half, valid, scale_log2, q, all, sees, &state);
   }
-  Partial<D>* to = PartialAt<D>(partials, z, slot, gridDim.y, gridDim.x, split);
-  MergeWarps(state, reinterpret_cast<Partial<D>*>(raw_shared), to);
-  if (!IsLastBlock(counters + z * static_cast<int>(gridDim.y) + slot, num_splits)) return;
-  MergeSplits(args, work, slot, PartialAt<D>(partials, z, slot, gridDim.y, gridDim.x, 0),
-              num_splits);
+  Partial<D>* parts = reinterpret_cast<Partial<D>*>(partials);
+  const int first_item = static_cast<int>(blockIdx.x) - item.split;
+  MergeWarps(state, reinterpret_cast<Partial<D>*>(raw_shared), parts + PlaceOf(blockIdx.x));
+  if (!IsLastBlock(counters + PlaceOf(first_item), num_splits)) return;
+  MergeSplits(args, work, slot, parts + PlaceOf(first_item), num_splits);
 }
 
 int NumSlots(const AttentionArgs& args) {
   return std::max(args.layer.ways[0].num_slots, args.layer.ways[1].num_slots);
 }
 
-int NumChunks(const AttentionArgs& args, const DecodeLimits& limits) {
-  return (limits.num_queries * args.layer.group + kColumns - 1) / kColumns;
+int NumChunks(const AttentionArgs& args, const DecodeWork& work) {
+  return (work.num_queries * args.layer.group + kColumns - 1) / kColumns;
 }
 
 static_assert(sizeof(Partial<128>) == sizeof(float) * kColumns * (128 + 2));
 
 template <KvType T, int D>
 cudaError_t Launch(const AttentionArgs& args,
-                   const DecodeLimits& limits,
+                   const DecodeWork& work,
                    std::byte* partials,
                    int* counters,
                    cudaStream_t stream) {
@@ -453,29 +454,27 @@ cudaError_t Launch(const AttentionArgs& args,
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   if (error != cudaSuccess) return error;
-  const int chunks = NumChunks(args, limits);
-  const unsigned slots = static_cast<unsigned>(NumSlots(args));
-  const unsigned z = static_cast<unsigned>(args.plan.num_rows * chunks);
-  const int splits = NumSplits(limits.num_pages);
-  return LaunchChained(kernel, dim3(static_cast<unsigned>(splits), slots, z), kThreads,
-                       kSharedBytes, stream, args, chunks, partials, counters);
+  const dim3 grid(static_cast<unsigned>(work.num_items), static_cast<unsigned>(NumSlots(args)),
+                  static_cast<unsigned>(NumChunks(args, work)));
+  return LaunchChained(kernel, grid, kThreads, kSharedBytes, stream, args, work.items, partials,
+                       counters);
 }
 
 template <KvType T>
 cudaError_t LaunchType(const AttentionArgs& args,
-                       const DecodeLimits& limits,
+                       const DecodeWork& work,
                        std::byte* partials,
                        int* counters,
                        cudaStream_t stream) {
   switch (args.layer.head_dim) {
     case 32:
-      return Launch<T, 32>(args, limits, partials, counters, stream);
+      return Launch<T, 32>(args, work, partials, counters, stream);
     case 64:
-      return Launch<T, 64>(args, limits, partials, counters, stream);
+      return Launch<T, 64>(args, work, partials, counters, stream);
     case 96:
-      return Launch<T, 96>(args, limits, partials, counters, stream);
+      return Launch<T, 96>(args, work, partials, counters, stream);
     case 128:
-      return Launch<T, 128>(args, limits, partials, counters, stream);
+      return Launch<T, 128>(args, work, partials, counters, stream);
     default:
       return cudaErrorInvalidValue;
   }
@@ -483,31 +482,30 @@ cudaError_t LaunchType(const AttentionArgs& args,
 
 }  // namespace
 
-size_t DecodePartialBytes(const AttentionArgs& args, const DecodeLimits& limits) {
-  const size_t partial =
-      sizeof(float) * kColumns * static_cast<size_t>(args.layer.head_dim + 2);  // Partial<D>
-  return partial * static_cast<size_t>(NumSplits(limits.num_pages)) *
-         static_cast<size_t>(NumSlots(args)) *
-         static_cast<size_t>(args.plan.num_rows * NumChunks(args, limits));
+size_t NumDecodeCounters(const AttentionArgs& args, const DecodeWork& work) {
+  return static_cast<size_t>(work.num_items) * static_cast<size_t>(NumSlots(args)) *
+         static_cast<size_t>(NumChunks(args, work));
 }
 
-int NumDecodeCounters(const AttentionArgs& args, const DecodeLimits& limits) {
-  return NumSlots(args) * args.plan.num_rows * NumChunks(args, limits);
+size_t DecodePartialBytes(const AttentionArgs& args, const DecodeWork& work) {
+  const size_t partial =
+      sizeof(float) * kColumns * static_cast<size_t>(args.layer.head_dim + 2);  // Partial<D>
+  return partial * NumDecodeCounters(args, work);
 }
 
 cudaError_t LaunchDecodeAttention(const AttentionArgs& args,
-                                  const DecodeLimits& limits,
+                                  const DecodeWork& work,
                                   std::byte* partials,
                                   int* counters,
                                   cudaStream_t stream) {
-  if (args.plan.num_rows == 0) return cudaSuccess;
+  if (work.num_items == 0) return cudaSuccess;
   switch (args.dtype) {
     case DType::kBf16:
-      return LaunchType<KvType::kBf16>(args, limits, partials, counters, stream);
+      return LaunchType<KvType::kBf16>(args, work, partials, counters, stream);
     case DType::kInt8:
-      return LaunchType<KvType::kInt8>(args, limits, partials, counters, stream);
+      return LaunchType<KvType::kInt8>(args, work, partials, counters, stream);
     case DType::kInt4:
-      return LaunchType<KvType::kInt4>(args, limits, partials, counters, stream);
+      return LaunchType<KvType::kInt4>(args, work, partials, counters, stream);
     default:
       return cudaErrorInvalidValue;
   }

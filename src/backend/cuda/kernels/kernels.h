@@ -73,8 +73,9 @@ struct GemvArgs {
   const void* x = nullptr;
   DType x_dtype = DType::kF32;
   int64_t x_stride = 0;
-  const void* weight = nullptr;  // [out, in]
-  DType dtype = DType::kBf16;    // of the weight: kBf16, kF16, kF32
+  const void* weight = nullptr;  // [out, in], or codes
+  const void* scales = nullptr;  // of codes: QuantizedRows
+  DType dtype = DType::kBf16;    // of the weight: kBf16, kF16, kF32; LaunchGemvSm90: kInt8, kInt4
   const float* bias = nullptr;   // [out] or nullptr
   int rows = 0;
   int64_t in_features = 0;
@@ -89,8 +90,41 @@ struct GemvArgs {
 };
 cudaError_t LaunchGemv(const GemvArgs& args, cudaStream_t stream);
 
-// The same on Hopper, with the same two questions.
-bool HasSm90Gemv(DType weight, int64_t rows, int64_t in_features);
+// --- weight_quant.cu
+// Of backend/weight_quant.h, whose kWeightGroup this is.
+inline constexpr int kQuantGroup = 128;
+// Bytes of a row's codes: whole vectors of 16 bytes.
+__host__ __device__ constexpr int64_t WeightRowBytes(bool int4, int64_t in_features) {
+  return int4 ? (in_features + 31) / 32 * 16 : (in_features + 15) / 16 * 16;
+}
+// Rows [first_row, first_row + rows) of a quantised weight, within the arrays of the whole.
+struct QuantizedRows {
+  std::byte* codes = nullptr;  // [out_features] rows of WeightRowBytes()
+  void* scales = nullptr;      // [groups, out_features]: uint16_t; for int4 uint32_t
+  int64_t out_features = 0;
+  int64_t in_features = 0;
+  int64_t first_row = 0;
+  int64_t rows = 0;
+  // The least (row * groups + group) that can not be quantised, if less than what it holds.
+  unsigned long long* not_finite = nullptr;
+};
+// From [rows, in_features] of `dtype`.
+cudaError_t LaunchQuantizeRows(
+    const void* weights, DType dtype, bool int4, const QuantizedRows& to, cudaStream_t stream);
+// To [rows, in_features] bf16.
+cudaError_t LaunchDequantizeRows(const QuantizedRows& from,
+                                 bool int4,
+                                 uint16_t* to,
+                                 cudaStream_t stream);
+
+// --- linear_sm90.cu
+// LaunchGemv() on Hopper, with the same two questions; also of kInt8 and kInt4 weights.
+bool HasSm90Gemv(DType weight, int64_t in_features);
+// Beyond, reading x from L2 for every tile costs more than linear.cu's larger grid; int4 runs out
+// of registers.
+constexpr int MaxSm90GemvRows(bool int4) {
+  return int4 ? 8 : 16;
+}
 bool GemvSm90RoundsX(ConstMatrixView x, int64_t rows, int64_t in_features);
 cudaError_t LaunchGemvSm90(const GemvArgs& args, int multiprocessors, cudaStream_t stream);
 
@@ -151,17 +185,31 @@ cudaError_t LaunchPrefillAttentionSm90(const AttentionArgs& args,
 
 // Pages of a sequence that decoding can read: 2^21 tokens.
 inline constexpr int kMaxDecodePages = 32768;
-// What the rows of a plan are at most; the grid and the scratch follow.
-struct DecodeLimits {
-  int num_queries = 0;
-  int num_pages = 0;
+inline constexpr int kDecodeWarps = 8;  // of a block
+inline constexpr int kMaxDecodeSplits = 32;
+// Blocks that share a row of so many pages: one for each 8. One for each 4 takes 3% from a step of
+// one sequence and adds 5 to 9% to one of 8 to 16 (H100).
+__host__ __device__ constexpr int NumDecodeSplits(int num_pages) {
+  const int splits = (num_pages + kDecodeWarps - 1) / kDecodeWarps;
+  return splits < 1 ? 1 : splits > kMaxDecodeSplits ? kMaxDecodeSplits : splits;
+}
+// One split of a plan's row. The items of a row follow one another.
+struct DecodeItem {
+  int row = 0;
+  int split = 0;
+  int max_splits = 0;  // items of the row, which may turn out to need fewer
+};
+struct DecodeWork {
+  const DecodeItem* items = nullptr;
+  int num_items = 0;
+  int num_queries = 0;  // of a row, at most
 };
 // `partials` holds DecodePartialBytes(). `counters` are NumDecodeCounters() zeros, and are zero
 // again when the kernel has ended.
-size_t DecodePartialBytes(const AttentionArgs& args, const DecodeLimits& limits);
-int NumDecodeCounters(const AttentionArgs& args, const DecodeLimits& limits);
+size_t DecodePartialBytes(const AttentionArgs& args, const DecodeWork& work);
+size_t NumDecodeCounters(const AttentionArgs& args, const DecodeWork& work);
 cudaError_t LaunchDecodeAttention(const AttentionArgs& args,
-                                  const DecodeLimits& limits,
+                                  const DecodeWork& work,
                                   std::byte* partials,
                                   int* counters,
                                   cudaStream_t stream);

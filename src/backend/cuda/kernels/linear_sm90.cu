@@ -1,17 +1,22 @@
-// Products of few rows on Hopper: what linear.cu computes for bf16 weights, with W streamed through
-// shared memory by bulk copies, and with the norm before and the gate behind a product in it.
+// Products of few rows on Hopper: what linear.cu computes for bf16 weights, and the same for int8
+// and int4, with W streamed through shared memory by bulk copies, and with the norm before and the
+// gate behind a product in it.
 //
-//   Bytes: the weight's, out * in * 2; the bound is memory. A block per SM takes tiles of 16 out
-//   features in turn. One warp copies stages of [16, kStageDepth] of W into a ring; eight warps
-//   multiply them, kWarpDepth elements of K each, and are summed in their order at the end of a
-//   tile. So what is in flight depends on neither registers nor the end of a tile, and the ring
-//   fills while the kernel before this one still runs (launch.cuh). That order depends on `in`
-//   only, so a row's result does not depend on the batch.
+//   Bytes: the weight's; the bound is memory. A block per SM takes tiles of 16 out features in
+//   turn. One warp copies stages of 1 KiB of each row of W into a ring; eight warps multiply them,
+//   an eighth of K each, and are summed in their order at the end of a tile. So what is in flight
+//   depends on neither registers nor the end of a tile, and the ring fills while the kernel before
+//   this one still runs (launch.cuh). That order depends on `in` only, so a row's result does not
+//   depend on the batch.
 //
 //   Out features are the 16 rows of a tensor-core tile and rows of x its 8 columns. The order of
-//   the summed axis is free: lane (r, j) = (lane / 4, lane % 4) loads elements 32 c + 8 j .. + 7 of
-//   rows r and r + 8 in 16-byte vectors straight into fragments. Rows of a stage are 64 bytes more
-//   than a power of two apart: no bank is asked twice.
+//   the summed axis is free: lane (r, j) = (lane / 4, lane % 4) loads vector 4 c + j, 16 bytes, of
+//   rows r and r + 8 straight into fragments. Rows of a stage are 64 bytes more than a power of two
+//   apart: no bank is asked twice.
+//
+//   Codes become bf16 in registers, exactly (int8 by way of float, int4 by way of 128 + code). A
+//   warp sums a quantization group on its own, then scales it (ops.h, LinearParams); what int4's
+//   minimum stands for needs the sum of x, which is a product with ones.
 //
 //   Shared memory: ring 85 KiB, sums 4, x up to 32. docs/kernels/cuda_decode.md has the figures.
 #include <cuda_bf16.h>
@@ -28,24 +33,35 @@ namespace lserve {
 namespace {
 
 constexpr int kWarp = 32;
-constexpr int kWarps = 8;  // that multiply
+constexpr int kWarps = 16;  // that multiply
 constexpr int kConsumers = kWarps * kWarp;
 constexpr int kThreads = kConsumers + kWarp;
 constexpr int kVector = 8;  // bf16 elements in 16 bytes
-constexpr int kChunk = 32;  // of K: what the vectors of four lanes cover
-constexpr int kChunks = 2;
-constexpr int kWarpDepth = kChunk * kChunks;
-constexpr int kStageDepth = kWarps * kWarpDepth;  // elements of K
+constexpr int kVectorBytes = 16;
+constexpr int kChunks = 2;  // vectors of a lane, a stage and a row of W
+constexpr int kStageBytes = kWarps * kChunks * 4 * kVectorBytes;  // of a row
 constexpr int kTileOuts = 16;
 constexpr int kHalfTile = kTileOuts / 2;
 constexpr int kTileRows = 8;
-constexpr int kRowPitch = kStageDepth + 32;  // elements
-constexpr int kStages = 5;  // two blocks of an SM fit, so that one fills its ring early
+constexpr int kRowPitch = kStageBytes + 64;  // bytes
+constexpr int kStages = 5;
 constexpr size_t kMaxXBytes = size_t{32} << 10;
 constexpr int kConsumerBarrier = 1;
 
+enum class Stored { kBf16, kInt8, kInt4 };
+
+// Elements of W in 16 bytes.
+template <Stored W>
+constexpr int kElements = W == Stored::kBf16   ? 8
+                          : W == Stored::kInt8 ? 16
+                                               : 32;
+template <Stored W>
+constexpr int kWarpDepth = kChunks * 4 * kElements<W>;  // elements of K
+template <Stored W>
+constexpr int kStageDepth = kWarps* kWarpDepth<W>;
+
 struct Shared {
-  uint16_t ring[kStages][kTileOuts][kRowPitch];
+  uint8_t ring[kStages][kTileOuts][kRowPitch];
   float sums[kWarps][kTileRows][kTileOuts + 1];
   float squares[kWarps];
   uint64_t full[kStages], empty[kStages];
@@ -71,34 +87,40 @@ __device__ uint64_t EvictFirst() {
   return policy;
 }
 
-// Row `i` of tile `tile` of W. kGate: the first half of a tile is of the gate, the second of up.
-// Rows past the end are computed from the last one and not stored.
+// The out feature that is row `i` of tile `tile`. kGate: the first half of a tile is of the gate,
+// the second of up. Rows past the end are computed from the last one and not stored.
 template <bool kGate>
-__device__ const uint16_t* WeightRow(const GemvArgs& args, int64_t tile, int i) {
+__device__ int64_t OutFeature(const GemvArgs& args, int64_t tile, int i) {
   const int64_t width = kGate ? args.out_features / 2 : args.out_features;
   const int64_t column = kGate ? tile * kHalfTile + i % kHalfTile : tile * kTileOuts + i;
-  const int64_t out = min(column, width - 1) + (kGate ? i / kHalfTile * width : 0);
-  return static_cast<const uint16_t*>(args.weight) + out * args.in_features;
+  return min(column, width - 1) + (kGate ? i / kHalfTile * width : 0);
+}
+
+template <Stored W>
+__device__ int64_t RowBytes(const GemvArgs& args) {
+  return W == Stored::kBf16 ? args.in_features * static_cast<int64_t>(sizeof(uint16_t))
+                            : WeightRowBytes(W == Stored::kInt4, args.in_features);
 }
 
 // A warp; each of 16 lanes copies a row of every stage.
-template <bool kGate>
+template <Stored W, bool kGate>
 __device__ void Produce(const GemvArgs& args, int64_t tiles, Shared& shared) {
   const int lane = threadIdx.x % kWarp;
   if (lane >= kTileOuts) return;
   constexpr unsigned kLanes = (1u << kTileOuts) - 1;
-  const int in = static_cast<int>(args.in_features);
+  const int row_bytes = static_cast<int>(RowBytes<W>(args));
   const uint64_t policy = EvictFirst();
   int step = 0;
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    const uint16_t* row = WeightRow<kGate>(args, tile, lane);
-    for (int k = 0; k < in; k += kStageDepth, ++step) {
+    const std::byte* row = static_cast<const std::byte*>(args.weight) +
+                           OutFeature<kGate>(args, tile, lane) * row_bytes;
+    for (int at = 0; at < row_bytes; at += kStageBytes, ++step) {
       const int stage = step % kStages;
-      const int bytes = min(kStageDepth, in - k) * static_cast<int>(sizeof(uint16_t));
+      const int bytes = min(kStageBytes, row_bytes - at);
       Wait(&shared.empty[stage], static_cast<uint32_t>(step / kStages % 2) ^ 1);
       if (lane == 0) ArriveAndExpect(&shared.full[stage], kTileOuts * bytes);
       __syncwarp(kLanes);
-      CopyBytes(shared.ring[stage][lane], row + k, bytes, policy, &shared.full[stage]);
+      CopyBytes(shared.ring[stage][lane], row + at, bytes, policy, &shared.full[stage]);
     }
   }
 }
@@ -208,51 +230,192 @@ __device__ void StoreTile(const GemvArgs& args,
   }
 }
 
+__device__ uint32_t PackPair(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+
+// Four codes of a word as bf16. 2^23 + code + 128 has the code in its last byte.
+__device__ uint2 FourInt8(uint32_t word) {
+  constexpr float kOffset = 0x1p23f + 128;
+  const uint32_t codes = word ^ 0x80808080u;
+  float values[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    values[i] = __uint_as_float(__byte_perm(codes, 0x4b000000u, 0x7440u + i)) - kOffset;
+  }
+  return {PackPair(values[0], values[1]), PackPair(values[2], values[3])};
+}
+
+// Codes 2 i and 2 i + 1 of a word. 0x4300 is 128, whose last bit stands for 1.
+__device__ uint32_t TwoInt4(uint32_t word, int i) {
+  const uint32_t bits = (word >> (4 * i) & 0x000f000fu) | 0x43004300u;
+  const __nv_bfloat162 offset = __floats2bfloat162_rn(128, 128);
+  const __nv_bfloat162 pair = __hsub2(reinterpret_cast<const __nv_bfloat162&>(bits), offset);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+
+// Elements 8 part .. + 7 of a vector of W, as bf16.
+template <Stored W>
+__device__ uint4 Expand(const uint4& vector, int part) {
+  if constexpr (W == Stored::kBf16) {
+    return vector;
+  } else if constexpr (W == Stored::kInt8) {
+    const uint2 low = FourInt8(part == 0 ? vector.x : vector.z);
+    const uint2 high = FourInt8(part == 0 ? vector.y : vector.w);
+    return {low.x, low.y, high.x, high.y};
+  } else {
+    const uint32_t word = part == 0   ? vector.x
+                          : part == 1 ? vector.y
+                          : part == 2 ? vector.z
+                                      : vector.w;
+    return {TwoInt4(word, 0), TwoInt4(word, 1), TwoInt4(word, 2), TwoInt4(word, 3)};
+  }
+}
+
+// Two sums, so that no product waits for the one before.
+__device__ void MultiplyEight(
+    const uint4& low, const uint4& high, const uint4& x, float (&c)[4], float (&d)[4]) {
+  Mma(c, low.x, high.x, low.y, high.y, x.x, x.y);
+  Mma(d, low.z, high.z, low.w, high.w, x.z, x.w);
+}
+
+// Scale and minimum of a lane's two rows of W in one group.
+struct GroupScale {
+  float scale[2];
+  float min[2];
+};
+template <Stored W>
+__device__ GroupScale LoadScale(const GemvArgs& args, const int64_t (&outs)[2], int group) {
+  GroupScale to;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int64_t at = group * args.out_features + outs[half];
+    if constexpr (W == Stored::kInt4) {
+      const uint32_t bits = __ldg(static_cast<const uint32_t*>(args.scales) + at);
+      to.scale[half] = __uint_as_float(bits << 16);
+      to.min[half] = __uint_as_float(bits & 0xffff0000u);
+    } else {
+      to.scale[half] =
+          __uint_as_float(uint32_t{__ldg(static_cast<const uint16_t*>(args.scales) + at)} << 16);
+      to.min[half] = 0;
+    }
+  }
+  return to;
+}
+
 // kFloatX: x is float and goes through StoreX().
-template <int kRowTiles, bool kFloatX, bool kGate>
+template <Stored W, int kRowTiles, bool kFloatX, bool kGate>
 __device__ void Consume(const GemvArgs& args, int64_t tiles, Shared& shared) {
+  constexpr int kParts = kElements<W> / kVector;  // vectors of x for one of W
+  constexpr bool kQuantised = W != Stored::kBf16;
+  // What is summed before it joins the others: a quantization group, or a stage.
+  constexpr int kGroupChunks = kQuantised ? kQuantGroup / (4 * kElements<W>) : kChunks;
+  constexpr int kGroups = kChunks / kGroupChunks;
+  static_assert(kGroups * kGroupChunks == kChunks);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, r = lane / 4, j = lane % 4;
   const int in = static_cast<int>(args.in_features);
-  const int first = warp * kWarpDepth + j * kVector;  // the lane's first element of a stage
+  // The lane's first element of a stage.
+  const int first = warp * kWarpDepth<W> + j * kElements<W>;
+  const int last_group = (in - 1) / kQuantGroup;
   WaitForPrevious();
   if constexpr (kFloatX) StoreX(args, shared);
-  const uint16_t* x = kFloatX ? shared.x + r * (in + kVector)
-                              : static_cast<const uint16_t*>(args.x) + r * args.x_stride;
-  // From global memory a stage ahead, since L2 takes longer than a stage's products.
-  const auto load_x = [&](int k, uint4(&to)[kRowTiles][kChunks]) {
+  const int64_t x_stride = kFloatX ? in + kVector : args.x_stride;
+  const uint16_t* x = (kFloatX ? shared.x : static_cast<const uint16_t*>(args.x)) + r * x_stride;
+  const auto load_x = [&](int tile, int at) {
+    return tile * kTileRows + r < args.rows && at < in
+               ? *reinterpret_cast<const uint4*>(x + tile * kTileRows * x_stride + at)
+               : uint4{};
+  };
+  // From global memory x is loaded a stage ahead, since L2 takes longer than a stage's products.
+  uint4 ahead[kFloatX ? 1 : kRowTiles][kChunks][kParts];
+  GroupScale scales[kGroups];
+  int64_t outs[2];
+  const auto load_ahead = [&](int k) {
+    if constexpr (!kFloatX) {
 #pragma unroll
-    for (int t = 0; t < kRowTiles; ++t) {
+      for (int t = 0; t < kRowTiles; ++t) {
 #pragma unroll
-      for (int c = 0; c < kChunks; ++c) {
-        const int at = k + first + c * kChunk;
-        to[t][c] = t * kTileRows + r < args.rows && at < in
-                       ? *reinterpret_cast<const uint4*>(x + t * kTileRows * args.x_stride + at)
-                       : uint4{};
+        for (int c = 0; c < kChunks; ++c) {
+#pragma unroll
+          for (int p = 0; p < kParts; ++p) {
+            ahead[t][c][p] = load_x(t, k + first + c * 4 * kElements<W> + p * kVector);
+          }
+        }
+      }
+    }
+    if constexpr (kQuantised) {
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) {
+        const int group = (k + warp * kWarpDepth<W>) / kQuantGroup + g;
+        scales[g] = LoadScale<W>(args, outs, min(group, last_group));
       }
     }
   };
-  uint4 b[kRowTiles][kChunks];
-  load_x(0, b);
+  const auto set_outs = [&](int64_t tile) {
+    outs[0] = OutFeature<kGate>(args, tile, r);
+    outs[1] = OutFeature<kGate>(args, tile, r + kHalfTile);
+  };
+  set_outs(blockIdx.x);
+  load_ahead(0);
   int step = 0;
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     float sums[kRowTiles][4] = {};
-    for (int k = 0; k < in; k += kStageDepth, ++step) {
+    for (int k = 0; k < in; k += kStageDepth<W>, ++step) {
       const int stage = step % kStages;
       Wait(&shared.full[stage], static_cast<uint32_t>(step / kStages % 2));
-      const uint16_t(&rows)[kTileOuts][kRowPitch] = shared.ring[stage];
+      float group_sums[kRowTiles][2][4] = {}, x_sums[kRowTiles][2][4] = {};
 #pragma unroll
       for (int c = 0; c < kChunks; ++c) {
-        uint4 low = *reinterpret_cast<const uint4*>(&rows[r][first + c * kChunk]);
-        uint4 high = *reinterpret_cast<const uint4*>(&rows[r + kHalfTile][first + c * kChunk]);
-        // What an earlier stage left behind the end of K may be anything.
-        if (k + first + c * kChunk >= in) low = high = uint4{};
+        const int at = first + c * 4 * kElements<W>;
+        const int byte = ((warp * kChunks + c) * 4 + j) * kVectorBytes;
+        uint4 low = *reinterpret_cast<const uint4*>(&shared.ring[stage][r][byte]);
+        uint4 high = *reinterpret_cast<const uint4*>(&shared.ring[stage][r + kHalfTile][byte]);
+        // What an earlier stage left behind the end of K may be anything, a NaN too; codes are
+        // finite, and x is zero there.
+        if (!kQuantised && k + at >= in) low = high = uint4{};
+#pragma unroll
+        for (int p = 0; p < kParts; ++p) {
+          const uint4 low_part = Expand<W>(low, p), high_part = Expand<W>(high, p);
+#pragma unroll
+          for (int t = 0; t < kRowTiles; ++t) {
+            uint4 b;
+            if constexpr (kFloatX) {
+              b = load_x(t, k + at + p * kVector);
+            } else {
+              b = ahead[t][c][p];
+            }
+            MultiplyEight(low_part, high_part, b, group_sums[t][0], group_sums[t][1]);
+            if constexpr (W == Stored::kInt4) {
+              constexpr uint32_t kOnes = 0x3f803f80u;
+              const uint4 ones = {kOnes, kOnes, kOnes, kOnes};
+              MultiplyEight(ones, ones, b, x_sums[t][0], x_sums[t][1]);
+            }
+          }
+        }
+        if ((c + 1) % kGroupChunks != 0) continue;
+        const GroupScale& by = scales[c / kGroupChunks];
 #pragma unroll
         for (int t = 0; t < kRowTiles; ++t) {
-          Mma(sums[t], low.x, high.x, low.y, high.y, b[t][c].x, b[t][c].y);
-          Mma(sums[t], low.z, high.z, low.w, high.w, b[t][c].z, b[t][c].w);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const float sum = group_sums[t][0][e] + group_sums[t][1][e];
+            if constexpr (kQuantised) {
+              sums[t][e] = fmaf(by.scale[e / 2], sum, sums[t][e]);
+            } else {
+              sums[t][e] += sum;
+            }
+            if constexpr (W == Stored::kInt4) {
+              sums[t][e] = fmaf(by.min[e / 2], x_sums[t][0][e] + x_sums[t][1][e], sums[t][e]);
+            }
+#pragma unroll
+            for (int i = 0; i < 2; ++i) group_sums[t][i][e] = x_sums[t][i][e] = 0;
+          }
         }
       }
-      load_x(k + kStageDepth < in ? k + kStageDepth : 0, b);
+      const bool ends = k + kStageDepth<W> >= in;
+      if (ends && kQuantised) set_outs(min(tile + gridDim.x, tiles - 1));
+      load_ahead(ends ? 0 : k + kStageDepth<W>);
       __syncwarp();
       if (lane == 0) Arrive(&shared.empty[stage]);
     }
@@ -260,8 +423,8 @@ __device__ void Consume(const GemvArgs& args, int64_t tiles, Shared& shared) {
   }
 }
 
-template <int kRowTiles, bool kFloatX, bool kGate>
-__global__ void __launch_bounds__(kThreads, 2) StreamKernel(GemvArgs args) {
+template <Stored W, int kRowTiles, bool kFloatX, bool kGate>
+__global__ void __launch_bounds__(kThreads, 1) StreamKernel(GemvArgs args) {
   extern __shared__ uint4 raw_shared[];
   Shared& shared = *reinterpret_cast<Shared*>(raw_shared);
   LetNextStart();
@@ -275,9 +438,9 @@ __global__ void __launch_bounds__(kThreads, 2) StreamKernel(GemvArgs args) {
   __syncthreads();
   const int64_t tiles = (args.out_features + kTileOuts - 1) / kTileOuts;
   if (threadIdx.x / kWarp == kWarps) {
-    Produce<kGate>(args, tiles, shared);
+    Produce<W, kGate>(args, tiles, shared);
   } else {
-    Consume<kRowTiles, kFloatX, kGate>(args, tiles, shared);
+    Consume<W, kRowTiles, kFloatX, kGate>(args, tiles, shared);
   }
 }
 
@@ -285,9 +448,9 @@ size_t XBytes(int64_t rows, int64_t in_features) {
   return static_cast<size_t>(rows * (in_features + kVector)) * sizeof(uint16_t);
 }
 
-template <int kRowTiles, bool kFloatX, bool kGate>
+template <Stored W, int kRowTiles, bool kFloatX, bool kGate>
 cudaError_t LaunchStream(const GemvArgs& args, int multiprocessors, cudaStream_t stream) {
-  const auto kernel = StreamKernel<kRowTiles, kFloatX, kGate>;
+  const auto kernel = StreamKernel<W, kRowTiles, kFloatX, kGate>;
   const size_t bytes = sizeof(Shared) + (kFloatX ? XBytes(args.rows, args.in_features) : 0);
   if (const cudaError_t error = cudaFuncSetAttribute(
           kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
@@ -299,12 +462,24 @@ cudaError_t LaunchStream(const GemvArgs& args, int multiprocessors, cudaStream_t
   return LaunchChained(kernel, grid, kThreads, bytes, stream, args);
 }
 
+template <Stored W>
+cudaError_t LaunchStored(const GemvArgs& args, int multiprocessors, cudaStream_t stream) {
+  const auto launch = [&]<int kRowTiles, bool kFloatX>() {
+    return args.gate ? LaunchStream<W, kRowTiles, kFloatX, true>(args, multiprocessors, stream)
+                     : LaunchStream<W, kRowTiles, kFloatX, false>(args, multiprocessors, stream);
+  };
+  if (args.x_dtype == DType::kF32) return launch.template operator()<1, true>();
+  if constexpr (MaxSm90GemvRows(W == Stored::kInt4) > kTileRows) {
+    if (args.rows > kTileRows) return launch.template operator()<2, false>();
+  }
+  return launch.template operator()<1, false>();
+}
+
 }  // namespace
 
-bool HasSm90Gemv(DType weight, int64_t rows, int64_t in_features) {
-  // Beyond, reading x from L2 for every tile costs more than linear.cu's larger grid.
-  constexpr int64_t kMaxRows = 2 * kTileRows;
-  return weight == DType::kBf16 && in_features % kVector == 0 && rows <= kMaxRows;
+bool HasSm90Gemv(DType weight, int64_t in_features) {
+  return (weight == DType::kBf16 || weight == DType::kInt8 || weight == DType::kInt4) &&
+         in_features % kVector == 0;
 }
 
 bool GemvSm90RoundsX(ConstMatrixView x, int64_t rows, int64_t in_features) {
@@ -313,13 +488,17 @@ bool GemvSm90RoundsX(ConstMatrixView x, int64_t rows, int64_t in_features) {
 }
 
 cudaError_t LaunchGemvSm90(const GemvArgs& args, int multiprocessors, cudaStream_t stream) {
-  const auto launch = [&]<int kRowTiles, bool kFloatX>() {
-    return args.gate ? LaunchStream<kRowTiles, kFloatX, true>(args, multiprocessors, stream)
-                     : LaunchStream<kRowTiles, kFloatX, false>(args, multiprocessors, stream);
-  };
-  if (args.x_dtype == DType::kF32) return launch.template operator()<1, true>();
-  if (args.rows <= kTileRows) return launch.template operator()<1, false>();
-  return launch.template operator()<2, false>();
+  if (args.rows > MaxSm90GemvRows(args.dtype == DType::kInt4)) return cudaErrorInvalidValue;
+  switch (args.dtype) {
+    case DType::kBf16:
+      return LaunchStored<Stored::kBf16>(args, multiprocessors, stream);
+    case DType::kInt8:
+      return LaunchStored<Stored::kInt8>(args, multiprocessors, stream);
+    case DType::kInt4:
+      return LaunchStored<Stored::kInt4>(args, multiprocessors, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
 }
 
 }  // namespace lserve
