@@ -31,8 +31,10 @@ namespace {
 constexpr int kWarp = 32;
 constexpr int kWarps = kDecodeWarps;
 constexpr int kThreads = kWarps * kWarp;
-// With two, 128 registers do not hold K and V of 32 keys: 8 to 20% slower on bf16 (H100).
-constexpr int kBlocksPerSm = 1;
+// With two, 128 registers do not hold K and V of 32 keys in bf16: 8 to 20% slower (H100). Codes
+// wait as they are.
+template <KvType T>
+constexpr int kBlocksPerSm = T == KvType::kBf16 ? 1 : 2;
 constexpr int kMaxShare = kMaxDecodePages / kMaxDecodeSplits;
 constexpr int kColumns = 8;  // (query, head) pairs of a block: n of the tensor-core tile
 constexpr int kUnits = 2;    // of a page, that warps take in turn
@@ -101,31 +103,30 @@ __device__ void AttendHalf(const std::byte* kv,
                            WarpState<D>* state) {
   const int lane = threadIdx.x % kWarp, r = lane / 4, j = lane % 4;
   const int first = half * kHalfPage;
-  uint4 k[4][D / 32];
+  RawEight<T> k[4][D / 32];
+  __half2 key_scales[4] = {}, value_scales[8] = {};
 #pragma unroll
   for (int t = 0; t < 4; ++t) {
+    const int token = first + KeyOf(t, r);
+    if constexpr (T != KvType::kBf16) key_scales[t] = Scales<T>(kv, D)[token];
 #pragma unroll
     for (int c = 0; c < D / 32; ++c) {
-      k[t][c] = LoadKey<T>(kv, D, first + KeyOf(t, r), c * 32 + j * 8);
+      k[t][c] = LoadRaw<T>(kv + token * KeyRowBytes<T>(D), c * 32 + j * 8);
     }
   }
-  float2 value_scales[8] = {};
   if constexpr (T != KvType::kBf16) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      value_scales[i] = __half22float2(Scales<T>(kv, D)[kPageTokens + first + j * 8 + i]);
-    }
+    for (int i = 0; i < 8; ++i) value_scales[i] = Scales<T>(kv, D)[kPageTokens + first + j * 8 + i];
   }
-  const auto load_values = [&](int d) {
-    return LoadEight<T>(kv + HalfBytes<T>(D) + d * ValueRowBytes<T>(), first + j * 8,
-                        [&](int i) { return value_scales[i]; });
-  };
-  uint4 v[D / 8];
+  RawEight<T> v[D / 8];  // rows r of V^T, 8 apart
 #pragma unroll
-  for (int m = 0; m < D / 16; ++m) {
-    v[2 * m] = load_values(16 * m + r);
-    v[2 * m + 1] = load_values(16 * m + 8 + r);
+  for (int d = 0; d < D / 8; ++d) {
+    v[d] = LoadRaw<T>(kv + HalfBytes<T>(D) + (8 * d + r) * ValueRowBytes<T>(), first + j * 8);
   }
+  const auto key = [&](int t, int c) {
+    const float2 scale = __half22float2(key_scales[t]);
+    return Expand<T>(k[t][c], [&](int) { return scale; });
+  };
 
   float s[2][4];  // tiles 2 i (elements 0, 1) and 2 i + 1 (elements 2, 3)
 #pragma unroll
@@ -133,11 +134,11 @@ __device__ void AttendHalf(const std::byte* kv,
     s[i][0] = s[i][1] = s[i][2] = s[i][3] = 0;
 #pragma unroll
     for (int c = 0; c < D / 32; ++c) {
+      const uint4 even = key(2 * i, c), odd = key(2 * i + 1, c);
 #pragma unroll
       for (int u = 0; u < 2; ++u) {
-        Mma(s[i], Word(k[2 * i][c], 2 * u), Word(k[2 * i + 1][c], 2 * u),
-            Word(k[2 * i][c], 2 * u + 1), Word(k[2 * i + 1][c], 2 * u + 1), Word(q[c], 2 * u),
-            Word(q[c], 2 * u + 1));
+        Mma(s[i], Word(even, 2 * u), Word(odd, 2 * u), Word(even, 2 * u + 1), Word(odd, 2 * u + 1),
+            Word(q[c], 2 * u), Word(q[c], 2 * u + 1));
       }
     }
   }
@@ -148,11 +149,6 @@ __device__ void AttendHalf(const std::byte* kv,
       for (int e = 0; e < 4; ++e) {
         if (!sees(first + KeyOf(2 * i + e / 2, r), 2 * j + e % 2)) s[i][e] = -INFINITY;
       }
-    }
-    if (valid < kHalfPage) {
-      // Memory past the last token may hold anything, and 0 * NaN is NaN.
-#pragma unroll
-      for (int d = 0; d < D / 8; ++d) v[d] = KeepKeys(v[d], valid - j * 8);
     }
   }
 
@@ -184,14 +180,24 @@ __device__ void AttendHalf(const std::byte* kv,
     }
   }
 
+  uint32_t weights[2][2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const uint32_t b0 = Transpose(PackBf16(s[i][0], s[i][1]));
-    const uint32_t b1 = Transpose(PackBf16(s[i][2], s[i][3]));
+    weights[i][0] = Transpose(PackBf16(s[i][0], s[i][1]));
+    weights[i][1] = Transpose(PackBf16(s[i][2], s[i][3]));
+  }
+  const auto value = [&](int d) {
+    const uint4 eight = Expand<T>(v[d], [&](int i) { return __half22float2(value_scales[i]); });
+    // Memory past the last token may hold anything, and 0 * NaN is NaN.
+    return valid < kHalfPage ? KeepKeys(eight, valid - j * 8) : eight;
+  };
 #pragma unroll
-    for (int m = 0; m < D / 16; ++m) {
-      Mma(state->out[m], Word(v[2 * m], 2 * i), Word(v[2 * m + 1], 2 * i),
-          Word(v[2 * m], 2 * i + 1), Word(v[2 * m + 1], 2 * i + 1), b0, b1);
+  for (int m = 0; m < D / 16; ++m) {
+    const uint4 low = value(2 * m), high = value(2 * m + 1);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      Mma(state->out[m], Word(low, 2 * i), Word(high, 2 * i), Word(low, 2 * i + 1),
+          Word(high, 2 * i + 1), weights[i][0], weights[i][1]);
     }
   }
 }
@@ -283,7 +289,8 @@ __device__ int ListShare(const RowPages& pages,
     own += run.last - run.first;
   }
   int num_pages = 0;
-  ExclusiveSum(own, share->sums, &num_pages);
+  const int before = ExclusiveSum(own, share->sums, &num_pages);
+  const bool one_each = pages.num_runs < kThreads;
   const int split = item.split;
   *num_splits = min(NumDecodeSplits(num_pages), item.max_splits);
   if (split >= *num_splits) return -1;
@@ -294,7 +301,7 @@ __device__ int ListShare(const RowPages& pages,
     const PageRun run = run_at(first + static_cast<int>(threadIdx.x));
     const int length = run.last - run.first;
     int total = 0;
-    const int start = done + ExclusiveSum(length, share->sums, &total);
+    const int start = one_each ? before : done + ExclusiveSum(length, share->sums, &total);
     for (int i = max(start, begin); i < min(start + length, end); ++i) {
       share->pages[i - begin] = run.first + i - start;
     }
@@ -365,7 +372,7 @@ __device__ bool IsLastBlock(int* counter, int blocks) {
 }
 
 template <KvType T, int D>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm) DecodeAttentionKernel(
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm<T>) DecodeAttentionKernel(
     AttentionArgs args, const DecodeItem* items, std::byte* partials, int* counters) {
   LetNextStart();
   extern __shared__ uint4 raw_shared[];

@@ -15,6 +15,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "kv/page.h"
 
@@ -75,27 +76,41 @@ __device__ inline uint32_t DequantizePair(uint32_t a, float2 qa, uint32_t b, flo
   return PackBf16(fmaf(static_cast<float>(a), qa.x, qa.y), fmaf(static_cast<float>(b), qb.x, qb.y));
 }
 
-// Eight neighbouring elements of a row as 4 registers of bf16 pairs. `scale(i)` is the (scale, min)
-// of the i-th element: one and the same along a key, a token's own along a row of V^T.
+// Eight neighbouring elements of a row as they are stored.
+template <KvType T>
+using RawEight = std::conditional_t<T == KvType::kBf16,
+                                    uint4,
+                                    std::conditional_t<T == KvType::kInt8, uint2, uint32_t>>;
+
+template <KvType T>
+__device__ inline RawEight<T> LoadRaw(const std::byte* row, int first) {
+  constexpr int kBytesOfEight = static_cast<int>(sizeof(RawEight<T>));
+  return *reinterpret_cast<const RawEight<T>*>(row + first / 8 * kBytesOfEight);
+}
+
+// The same as 4 registers of bf16 pairs. `scale(i)` is the (scale, min) of the i-th element: one
+// and the same along a key, a token's own along a row of V^T.
 template <KvType T, class ScaleOf>
-__device__ inline uint4 LoadEight(const std::byte* row, int first, ScaleOf scale) {
+__device__ inline uint4 Expand(const RawEight<T>& raw, ScaleOf scale) {
   if constexpr (T == KvType::kBf16) {
-    return *reinterpret_cast<const uint4*>(row + size_t{2} * first);
+    return raw;
   } else if constexpr (T == KvType::kInt8) {
-    const uint2 codes = *reinterpret_cast<const uint2*>(row + first);
     const auto pair = [&](uint32_t word, int shift, int i) {
       return DequantizePair(word >> shift & 0xff, scale(i), word >> (shift + 8) & 0xff,
                             scale(i + 1));
     };
-    return {pair(codes.x, 0, 0), pair(codes.x, 16, 2), pair(codes.y, 0, 4), pair(codes.y, 16, 6)};
+    return {pair(raw.x, 0, 0), pair(raw.x, 16, 2), pair(raw.y, 0, 4), pair(raw.y, 16, 6)};
   } else {
-    const uint32_t codes = *reinterpret_cast<const uint32_t*>(row + first / 2);
     const auto pair = [&](int shift, int i) {
-      return DequantizePair(codes >> shift & 0xf, scale(i), codes >> (shift + 4) & 0xf,
-                            scale(i + 1));
+      return DequantizePair(raw >> shift & 0xf, scale(i), raw >> (shift + 4) & 0xf, scale(i + 1));
     };
     return {pair(0, 0), pair(8, 2), pair(16, 4), pair(24, 6)};
   }
+}
+
+template <KvType T, class ScaleOf>
+__device__ inline uint4 LoadEight(const std::byte* row, int first, ScaleOf scale) {
+  return Expand<T>(LoadRaw<T>(row, first), scale);
 }
 
 template <KvType T>
