@@ -171,7 +171,7 @@ Status CudaBackend::Linear(const LinearParams& params) {
 // less to move.
 bool CudaBackend::StreamsWeight(const LinearWeight& weight, int64_t rows) const {
   constexpr int64_t kMaxCodedRows = 64;
-  const int64_t most = IsQuantised(weight.dtype) ? kMaxCodedRows : MaxSm90GemvRows(false);
+  const int64_t most = IsQuantised(weight.dtype) ? kMaxCodedRows : MaxSm90GemvRows(weight.dtype);
   return kernels_ == CudaKernels::kSm90 && rows <= most &&
          HasSm90Gemv(weight.dtype, weight.in_features);
 }
@@ -228,7 +228,7 @@ Status CudaBackend::StreamWeight(const FusedLinearParams& params) {
   } else if (rounds) {
     LS_CUDA(LaunchRoundToBf16(x, rows, w.in_features, rounded, stream_));
   }
-  const int64_t most = MaxSm90GemvRows(w.dtype == DType::kInt4);
+  const int64_t most = MaxSm90GemvRows(w.dtype);
   for (int64_t first = 0; first < rows; first += most) {
     GemvArgs turn = args;
     turn.rows = static_cast<int>(std::min(most, rows - first));

@@ -120,10 +120,10 @@ cudaError_t LaunchDequantizeRows(const QuantizedRows& from,
 // --- linear_sm90.cu
 // LaunchGemv() on Hopper, with the same two questions; also of kInt8 and kInt4 weights.
 bool HasSm90Gemv(DType weight, int64_t in_features);
-// Beyond, reading x from L2 for every tile costs more than linear.cu's larger grid; int4 runs out
-// of registers.
-constexpr int MaxSm90GemvRows(bool int4) {
-  return int4 ? 8 : 16;
+// What one launch takes of the rows; x of more would not fit in registers beside what becomes of
+// codes.
+constexpr int MaxSm90GemvRows(DType weight) {
+  return weight == DType::kInt4 ? 8 : weight == DType::kInt8 ? 16 : 32;
 }
 bool GemvSm90RoundsX(ConstMatrixView x, int64_t rows, int64_t in_features);
 cudaError_t LaunchGemvSm90(const GemvArgs& args, int multiprocessors, cudaStream_t stream);

@@ -469,10 +469,12 @@ cudaError_t LaunchStored(const GemvArgs& args, int multiprocessors, cudaStream_t
                      : LaunchStream<W, kRowTiles, kFloatX, false>(args, multiprocessors, stream);
   };
   if (args.x_dtype == DType::kF32) return launch.template operator()<1, true>();
-  if constexpr (MaxSm90GemvRows(W == Stored::kInt4) > kTileRows) {
-    if (args.rows > kTileRows) return launch.template operator()<2, false>();
+  if (args.rows <= kTileRows) return launch.template operator()<1, false>();
+  if constexpr (W != Stored::kInt4) {
+    if (args.rows <= 2 * kTileRows) return launch.template operator()<2, false>();
   }
-  return launch.template operator()<1, false>();
+  if constexpr (W == Stored::kBf16) return launch.template operator()<4, false>();
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace
@@ -488,7 +490,7 @@ bool GemvSm90RoundsX(ConstMatrixView x, int64_t rows, int64_t in_features) {
 }
 
 cudaError_t LaunchGemvSm90(const GemvArgs& args, int multiprocessors, cudaStream_t stream) {
-  if (args.rows > MaxSm90GemvRows(args.dtype == DType::kInt4)) return cudaErrorInvalidValue;
+  if (args.rows > MaxSm90GemvRows(args.dtype)) return cudaErrorInvalidValue;
   switch (args.dtype) {
     case DType::kBf16:
       return LaunchStored<Stored::kBf16>(args, multiprocessors, stream);
