@@ -184,8 +184,7 @@ TEST_F(EngineTest, TokensDoNotDependOnWhereTheyAreDrawn) {
   std::vector<Request> requests;
   for (const SamplingParams& sampling :
        {SamplingParams{.seed = 1}, SamplingParams{.temperature = 0.8, .top_p = 0.95, .seed = 2},
-        SamplingParams{.temperature = 0},
-        SamplingParams{.repetition_penalty = 1.2, .seed = 3},
+        SamplingParams{.temperature = 0}, SamplingParams{.repetition_penalty = 1.2, .seed = 3},
         SamplingParams{.temperature = 2, .top_k = 20, .min_p = 0.02, .seed = 4}}) {
     Request request = Ask(100 + 10 * static_cast<int64_t>(requests.size()), 20);
     request.sampling = sampling;

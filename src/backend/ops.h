@@ -84,8 +84,8 @@ struct SiluMulParams {
   Matrix y;       // [rows, n], kF32
 };
 
-// out[r] = the token that draws[r] takes of row r (backend/token_draw.h), the same on every backend;
-// -1 if the row holds a NaN. `out` is host memory, written when the op returns.
+// out[r] = the token that draws[r] takes of row r (backend/token_draw.h), the same on every
+// backend; -1 if the row holds a NaN. `out` is host memory, written when the op returns.
 struct PickTokensParams {
   ConstMatrix x;  // [rows, cols], kF32: logits
   std::span<const TokenDraw> draws;

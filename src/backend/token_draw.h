@@ -25,10 +25,11 @@ inline constexpr int64_t kMaxDrawTokens = int64_t{1} << 23;
 struct TokenDraw {
   static constexpr uint64_t kWhole = ~uint64_t{0};
 
-  bool takes_largest = false;  // the largest logit, of equal ones the lowest id; nothing else counts
-  float scale = 1;             // octaves per unit of a logit: log2(e) / temperature, finite
-  int32_t top_k = 0;           // 0: all
-  uint64_t top_p = kWhole;     // in 2^-64, at least 1; kWhole: all
+  bool takes_largest =
+      false;                // the largest logit, of equal ones the lowest id; nothing else counts
+  float scale = 1;          // octaves per unit of a logit: log2(e) / temperature, finite
+  int32_t top_k = 0;        // 0: all
+  uint64_t top_p = kWhole;  // in 2^-64, at least 1; kWhole: all
   uint32_t max_level = kNoLevel - 1;
   uint64_t random = 0;  // uniform
 };
@@ -56,7 +57,8 @@ constexpr uint64_t MulHigh(uint64_t a, uint64_t b) {
 
 // 2^(40 - level / 2^25), within 1.1e-8 of it and one unit: at least 1. REQUIRES: level < kNoLevel.
 constexpr uint64_t LevelWeight(uint32_t level) {
-  // (1 - 2^-f) / f for f in [0, 1] by Chebyshev interpolation, in units of 2^-32, signs alternating.
+  // (1 - 2^-f) / f for f in [0, 1] by Chebyshev interpolation, in units of 2^-32, signs
+  // alternating.
   constexpr uint32_t kCoefficients[] = {0x78809,   0x54a612,   0x274f388,
                                         0xe353290, 0x3d7f7506, 0xb17217df};
   const uint32_t fraction = level << (32 - kLevelFractionBits);

@@ -58,9 +58,12 @@ TEST(TokenDraw, LevelsFollowTheLogits) {
 
 // What a draw means, in double: the token at share `u` of the kept tokens' mass. None where a
 // rounding could decide.
-int32_t SoftmaxToken(
-    const std::vector<float>& logits, double temperature, int top_k, double top_p, double min_p,
-    double u) {
+int32_t SoftmaxToken(const std::vector<float>& logits,
+                     double temperature,
+                     int top_k,
+                     double top_p,
+                     double min_p,
+                     double u) {
   constexpr double kMargin = 1e-5;
   std::vector<int32_t> order(logits.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int32_t>(i);

@@ -138,7 +138,7 @@ class Engine::Impl {
   std::vector<float> host_logits_;     // [members who need logits, vocab]
   std::vector<size_t> host_rows_;      // [logit_members_.size()] where; kNoHostRow: not there
   static constexpr size_t kNoHostRow = std::numeric_limits<size_t>::max();
-  std::vector<float> prompt_logits_;   // [kLogitRows, vocab], for those who ask
+  std::vector<float> prompt_logits_;  // [kLogitRows, vocab], for those who ask
 };
 
 Status Engine::Impl::Check(const Request& request) const {
@@ -586,10 +586,9 @@ Status Engine::Impl::DrawToken(const Member& member, size_t logits_row, RequestE
     forbid(sequence->request.stop_token_ids);
   }
   if (sequence->request.constraint != nullptr) LS_TRY(sequence->request.constraint->Mask(logits));
-  const int32_t token = is_forced ? forced[sequence->answer.size()]
-                        : logits.empty()
-                            ? LS_TRY(sequence->sampler.Take(drawn_[logits_row]))
-                            : LS_TRY(sequence->sampler.Sample(logits));
+  const int32_t token = is_forced        ? forced[sequence->answer.size()]
+                        : logits.empty() ? LS_TRY(sequence->sampler.Take(drawn_[logits_row]))
+                                         : LS_TRY(sequence->sampler.Sample(logits));
   sequence->answer.push_back(token);
   event->token = token;
   sequence->last_token_ms = sequence->since_added.milliseconds();

@@ -1,5 +1,5 @@
-// PickTokens against the host's draw, whose token it gives exactly: every cut, ties, infinities, NaN,
-// rows of one column to those of a vocabulary.
+// PickTokens against the host's draw, whose token it gives exactly: every cut, ties, infinities,
+// NaN, rows of one column to those of a vocabulary.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -66,7 +66,8 @@ TEST_P(PickTokensParity, LargestIsTheFirstOfEqualOnesAndNanIsTold) {
   }
 }
 
-// Temperatures, cuts and random numbers by a generator; the rows spread, tied, and partly forbidden.
+// Temperatures, cuts and random numbers by a generator; the rows spread, tied, and partly
+// forbidden.
 TEST_P(PickTokensParity, DrawsAreTheHosts) {
   Rng rng(11);
   for (const int64_t cols : {1, 2, 257, 2048, 2049, 6000}) {

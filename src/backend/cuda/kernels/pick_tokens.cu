@@ -8,8 +8,9 @@
 // the last 10. The first histogram is the same for all searches: top-k, then top-p, then the draw,
 // which need two passes each. A last pass finds the token among those of equal level by id.
 //
-// Bound: 4 bytes per token and pass, from the L2 cache; launches of 2 us, of which there are
-// 5 + 2 per search beyond the first. A row is shared by blocks of kBlockTokens.
+// Bound: launches, of which there are 3 and 2 per search (docs/kernels/cuda_decode.md); a pass
+// reads 4 bytes per token from the L2 cache. A row is shared by blocks of kBlockTokens.
+#include <algorithm>
 #include <cstdint>
 
 #include "backend/cuda/kernels/kernels.h"
