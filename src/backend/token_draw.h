@@ -25,8 +25,8 @@ inline constexpr int64_t kMaxDrawTokens = int64_t{1} << 23;
 struct TokenDraw {
   static constexpr uint64_t kWhole = ~uint64_t{0};
 
-  bool takes_largest =
-      false;                // the largest logit, of equal ones the lowest id; nothing else counts
+  // The largest logit, of equal ones the lowest id; nothing else counts.
+  bool takes_largest = false;
   float scale = 1;          // octaves per unit of a logit: log2(e) / temperature, finite
   int32_t top_k = 0;        // 0: all
   uint64_t top_p = kWhole;  // in 2^-64, at least 1; kWhole: all
