@@ -63,6 +63,9 @@ void AddBenchFlags(FlagSet& flags, BenchOptions& out) {
   flags.Integer("--n-gen,-n", out.decode_tokens, 1, "TOKENS", "tokens of a decode test");
   flags.Text("--batch", out.batches, "COUNT,...",
              "decode tests: sequences side by side, each with a prompt of its own, as 1,4");
+  flags.Number("--temperature,--temp", out.temperature, 0.0, 100.0,
+               "decode tests: how tokens are drawn; default: the most probable one");
+  flags.Number("--top-p", out.top_p, 0.0, 1.0, "with --temperature: smallest set of tokens");
   flags.Integer("--repeat,--repetitions,-r", out.repeats, 1, "COUNT",
                 "runs of each test; the table has their median, least and most");
   flags.Size("--seed,-s", out.seed, 0, {}, "NUMBER", "of tokens and random weights");
@@ -115,6 +118,9 @@ Status FinishBenchOptions(BenchOptions& out) {
   tests.decode_tokens = out.decode_tokens;
   tests.repeats = out.repeats;
   tests.seed = static_cast<uint64_t>(out.seed);
+  tests.sampling.temperature = out.temperature.value_or(0.0);
+  tests.sampling.top_p = out.top_p.value_or(1.0);
+  for (const std::string& problem : tests.sampling.Problems()) return Usage(problem);
   if (both) {
     tests.arms = {Arm(config.attention, AttentionMode::kDense),
                   Arm(config.attention, AttentionMode::kSparse)};

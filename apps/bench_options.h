@@ -22,6 +22,8 @@ struct BenchOptions {
   int repeats = 5;
   int decode_tokens = 32;
   int64_t seed = 0;
+  std::optional<double> temperature;
+  std::optional<double> top_p;
   std::optional<std::string> json;  // a file, or "-"
   std::string note;
 

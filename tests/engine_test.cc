@@ -177,6 +177,38 @@ TEST_F(EngineTest, CountersProveWhichPathRan) {
   EXPECT_GT(dense.stats.kv_bytes, sparse.stats.kv_bytes);
 }
 
+// A token is the same whether it is drawn where the logits are or on the host, alone or in a batch
+// with others, and only those who need logits get them.
+TEST_F(EngineTest, TokensDoNotDependOnWhereTheyAreDrawn) {
+  const std::unique_ptr<Engine> engine = MakeEngine(Config());
+  std::vector<Request> requests;
+  for (const SamplingParams& sampling :
+       {SamplingParams{.seed = 1}, SamplingParams{.temperature = 0.8, .top_p = 0.95, .seed = 2},
+        SamplingParams{.temperature = 0}, SamplingParams{.repetition_penalty = 1.2, .seed = 3},
+        SamplingParams{.temperature = 2, .top_k = 20, .min_p = 0.02, .seed = 4}}) {
+    Request request = Ask(100 + 10 * static_cast<int64_t>(requests.size()), 20);
+    request.sampling = sampling;
+    requests.push_back(request);
+  }
+  // RunAll asks for the logits of every token.
+  const std::vector<Answer> seen = RunAll(*engine, requests);
+  std::map<RequestId, size_t> index;
+  for (size_t i = 0; i < requests.size(); ++i) index[engine->Add(requests[i]).value()] = i;
+  std::vector<Answer> unseen(requests.size());
+  while (engine->has_work()) {
+    for (const RequestEvent& event : engine->Step().value()) {
+      if (event.token) unseen[index[event.id]].tokens.push_back(*event.token);
+      unseen[index[event.id]].stats = event.stats;
+    }
+  }
+  for (size_t i = 0; i < requests.size(); ++i) {
+    EXPECT_EQ(unseen[i].tokens, seen[i].tokens) << "request " << i;
+    EXPECT_EQ(seen[i].stats.logit_copies, 20) << "request " << i;
+    const bool penalised = requests[i].sampling.repetition_penalty != 1;
+    EXPECT_EQ(unseen[i].stats.logit_copies, penalised ? 20 : 0) << "request " << i;
+  }
+}
+
 TEST_F(EngineTest, CancelFreesPagesInQueueInPrefillAndInDecode) {
   EngineConfig config = Config();
   config.max_num_seqs = 1;

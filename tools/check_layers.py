@@ -15,7 +15,8 @@ import sys
 # Bottom up. A folder may include itself and what is listed; an entry that ends in .h names one
 # header. docs/adr/0003 says why. `apps` may include anything.
 INTERFACE = ["base", "tensor", "kv", "attention/page_plan.h"]
-BACKEND_HEADERS = ["backend/backend.h", "backend/ops.h", "backend/buffer.h", "backend/kv_store.h"]
+BACKEND_HEADERS = ["backend/backend.h", "backend/ops.h", "backend/buffer.h", "backend/kv_store.h",
+                   "backend/token_draw.h"]
 ALLOWED = {
     "base": [],
     "tensor": ["base"],

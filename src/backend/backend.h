@@ -4,7 +4,6 @@
 // only.
 #pragma once
 
-#include <algorithm>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -109,7 +108,7 @@ class Backend {
   virtual Status FusedLinear(const FusedLinearParams& params);
   virtual Status Rope(const RopeParams& params) = 0;
   // Waits until every op before it is done. The default is for backends whose memory is the host's.
-  virtual Status PickLargest(const PickLargestParams& params);
+  virtual Status PickTokens(const PickTokensParams& params);
   virtual Status AppendKv(const AppendKvParams& params) = 0;
   virtual Status SelectPages(const SelectPagesParams& params) = 0;
   virtual Status SelectTiles(const SelectTilesParams& params) = 0;
@@ -146,13 +145,11 @@ inline Status Backend::FusedLinear(const FusedLinearParams& params) {
   return params.gate ? SiluMul(*params.gate) : Status();
 }
 
-inline Status Backend::PickLargest(const PickLargestParams& params) {
+inline Status Backend::PickTokens(const PickTokensParams& params) {
   for (size_t r = 0; r < params.out.size(); ++r) {
     const float* row =
         static_cast<const float*>(params.x.data) + static_cast<int64_t>(r) * params.x.stride;
-    const float* largest = std::max_element(row, row + params.x.cols);
-    const bool has_nan = std::any_of(row, row + params.x.cols, [](float x) { return x != x; });
-    params.out[r] = has_nan ? -1 : static_cast<int32_t>(largest - row);
+    params.out[r] = DrawToken({row, static_cast<size_t>(params.x.cols)}, params.draws[r]);
   }
   return Status();
 }

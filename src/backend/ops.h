@@ -17,6 +17,7 @@
 
 #include "attention/page_plan.h"
 #include "backend/buffer.h"
+#include "backend/token_draw.h"
 #include "kv/kv_layout.h"
 #include "kv/page.h"
 #include "tensor/matrix.h"
@@ -92,10 +93,11 @@ struct FusedLinearParams {
   std::optional<SiluMulParams> gate;
 };
 
-// out[r] = the column of the largest element of row r, the lowest of equal ones; -1 if the row
-// holds a NaN. `out` is host memory, written when the op returns.
-struct PickLargestParams {
-  ConstMatrix x;  // [rows, cols], kF32
+// out[r] = the token that draws[r] takes of row r (backend/token_draw.h), the same on every
+// backend; -1 if the row holds a NaN. `out` is host memory, written when the op returns.
+struct PickTokensParams {
+  ConstMatrix x;  // [rows, cols], kF32: logits
+  std::span<const TokenDraw> draws;
   std::span<int32_t> out;
 };
 

@@ -30,11 +30,14 @@ std::vector<int32_t> RandomPrompt(int64_t count, int64_t vocab, uint64_t seed) {
   return tokens;
 }
 
-Request MakeRequest(std::vector<int32_t> prompt, int64_t max_tokens, const BenchArm& arm) {
+Request MakeRequest(const EngineBenchConfig& config,
+                    std::vector<int32_t> prompt,
+                    int64_t max_tokens,
+                    const BenchArm& arm) {
   Request request;
   request.prompt = std::move(prompt);
   request.max_tokens = max_tokens;
-  request.sampling.temperature = 0;
+  request.sampling = config.sampling;
   request.ignore_eos = true;
   request.attention = arm.attention;
   return request;
@@ -191,7 +194,7 @@ Status EngineBench::WarmUp(const EngineBenchConfig& config, const BenchHooks& ho
   const int64_t vocab = engine_->model_config().vocab_size;
   for (const BenchArm& arm : config.arms) {
     std::vector<Request> one;
-    one.push_back(MakeRequest(RandomPrompt(length, vocab, config.seed), 4, arm));
+    one.push_back(MakeRequest(config, RandomPrompt(length, vocab, config.seed), 4, arm));
     LS_TRY(RunBatch(std::move(one), "warm-up", hooks));
   }
   return Status();
@@ -216,7 +219,7 @@ Result<EngineBench::FirstTokens> EngineBench::RunPrefill(const EngineBenchConfig
   for (int repeat = 0; repeat < config.repeats; ++repeat) {
     for (size_t a = 0; a < num_arms; ++a) {
       std::vector<Request> one;
-      one.push_back(MakeRequest(tokens, 1, config.arms[a]));
+      one.push_back(MakeRequest(config, tokens, 1, config.arms[a]));
       if (keep && repeat == config.repeats - 1) one[0].keep_prefix = prompt;
       const Sample sample = LS_TRY(Measure(std::move(one), &tests[a], hooks));
       builders[a].Add(sample.prefill, sample.first_token_seconds, sample.first_token_processor);
@@ -250,7 +253,7 @@ Status EngineBench::RunDepth(const EngineBenchConfig& config,
   for (size_t a = 0; a < num_arms && depth > 0; ++a) {
     for (size_t s = num_known; s < prompts.size(); ++s) {
       std::vector<Request> one;
-      one.push_back(MakeRequest(prompts[s], 1, config.arms[a]));
+      one.push_back(MakeRequest(config, prompts[s], 1, config.arms[a]));
       one[0].keep_prefix = depth;
       const std::string what = StrCat("reading d", depth, " ", config.arms[a].name);
       const Sample sample = LS_TRY(RunBatch(std::move(one), what, hooks));
@@ -261,8 +264,10 @@ Status EngineBench::RunDepth(const EngineBenchConfig& config,
     std::vector<EngineTest> tests(num_arms);
     std::vector<TestBuilder> builders(num_arms);
     for (size_t a = 0; a < num_arms; ++a) {
-      tests[a].name = StrCat("tg", config.decode_tokens, depth > 0 ? StrCat(" @ d", depth) : "",
-                             batch > 1 ? StrCat(" b", batch) : "");
+      tests[a].name =
+          StrCat("tg", config.decode_tokens, depth > 0 ? StrCat(" @ d", depth) : "",
+                 batch > 1 ? StrCat(" b", batch) : "",
+                 config.sampling.temperature > 0 ? StrCat(" t", config.sampling.temperature) : "");
       tests[a].arm = config.arms[a].name;
       tests[a].phase = BenchPhase::kDecode;
       tests[a].context = depth;
@@ -274,8 +279,9 @@ Status EngineBench::RunDepth(const EngineBenchConfig& config,
       for (size_t a = 0; a < num_arms; ++a) {
         std::vector<Request> requests;
         for (int s = 0; s < batch; ++s) {
-          requests.push_back(MakeRequest(prompts[static_cast<size_t>(s)], config.decode_tokens + 1,
-                                         config.arms[a]));
+          requests.push_back(MakeRequest(config, prompts[static_cast<size_t>(s)],
+                                         config.decode_tokens + 1, config.arms[a]));
+          requests.back().sampling.seed += static_cast<uint64_t>(s);
         }
         const Sample sample = LS_TRY(Measure(std::move(requests), &tests[a], hooks));
         if (sample.stats.cached_tokens != depth) {

@@ -32,13 +32,14 @@ struct EngineBenchConfig {
   int decode_tokens = 32;
   int repeats = 5;
   uint64_t seed = 0;  // of the tokens
+  SamplingParams sampling = {.temperature = 0};
 };
 
 enum class BenchPhase : uint8_t { kPrefill, kDecode };
 
 // One test of one arm; a sample is one run.
 struct EngineTest {
-  std::string name;  // as llama-bench: "pp32768", "tg32 @ d131072", "tg32 @ d8192 b4"
+  std::string name;  // as llama-bench: "pp32768", "tg32 @ d131072", "tg32 @ d8192 b4 t0.8"
   std::string arm;
   BenchPhase phase = BenchPhase::kPrefill;
   int64_t context = 0;  // prompt or depth

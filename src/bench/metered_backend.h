@@ -83,9 +83,7 @@ class MeteredBackend : public Backend {
   Status Linear(const LinearParams& params) override;
   Status SiluMul(const SiluMulParams& params) override;
   Status Rope(const RopeParams& params) override;
-  Status PickLargest(const PickLargestParams& params) override {
-    return inner_->PickLargest(params);
-  }
+  Status PickTokens(const PickTokensParams& params) override { return inner_->PickTokens(params); }
   Status AppendKv(const AppendKvParams& params) override;
   Status SelectPages(const SelectPagesParams& params) override;
   Status SelectTiles(const SelectTilesParams& params) override;

@@ -112,10 +112,11 @@ class Engine::Impl {
   Status AfterForward(const Member& member);
   // Gives the tree what a step has added to a prompt, from position `first` on.
   void KeepPrefix(const Sequence& sequence, int64_t first);
-  // The token of a member can be had without its logits on the host.
-  bool TakesLargest(const Member& member) const;
+  // The token of a member can not be had without its logits on the host.
+  bool NeedsLogits(const Member& member) const;
   // Computes the logits of the members from `first` on that draw a token, for as many as one call
-  // gives, and says which members those are. Copies them, or only the columns of the largest.
+  // gives, and says which members those are. Draws their tokens where the logits are, or copies
+  // the logits of those who need them.
   Status LoadLogits(size_t first);
   Result<RequestEvent> Finalize(size_t index);
   Status DrawToken(const Member& member, size_t logits_row, RequestEvent* event);
@@ -131,10 +132,13 @@ class Engine::Impl {
   Batch batch_;
   std::vector<Member> members_;
   Buffer tile_list_memory_;            // of the plan's prefill lists
-  std::vector<float> host_logits_;     // [logit_members_.size(), vocab]
-  std::vector<int32_t> largest_;       // [logit_members_.size()]; host_logits_ is empty then
-  std::vector<size_t> logit_members_;  // whose they are
-  std::vector<float> prompt_logits_;   // [kLogitRows, vocab], for those who ask
+  std::vector<size_t> logit_members_;  // whose logits were computed last
+  std::vector<TokenDraw> draws_;       // [logit_members_.size()]
+  std::vector<int32_t> drawn_;         // likewise: their tokens, but for those who need logits
+  std::vector<float> host_logits_;     // [members who need logits, vocab]
+  std::vector<size_t> host_rows_;      // [logit_members_.size()] where; kNoHostRow: not there
+  static constexpr size_t kNoHostRow = std::numeric_limits<size_t>::max();
+  std::vector<float> prompt_logits_;  // [kLogitRows, vocab], for those who ask
 };
 
 Status Engine::Impl::Check(const Request& request) const {
@@ -506,42 +510,60 @@ void Engine::Impl::KeepPrefix(const Sequence& sequence, int64_t first) {
   }
 }
 
-bool Engine::Impl::TakesLargest(const Member& member) const {
+bool Engine::Impl::NeedsLogits(const Member& member) const {
   const Sequence& sequence = *member.scheduled.sequence;
   const Request& request = sequence.request;
-  return sequence.sampler.is_plain_greedy() && !request.on_token_logits &&
-         request.constraint == nullptr && member.audit == nullptr &&
-         static_cast<int64_t>(sequence.answer.size()) >= request.min_tokens;
+  if (request.on_token_logits || member.audit != nullptr) return true;
+  if (!request.forced_tokens.empty()) return false;
+  return sequence.sampler.changes_logits() || request.constraint != nullptr ||
+         static_cast<int64_t>(sequence.answer.size()) < request.min_tokens;
 }
 
 Status Engine::Impl::LoadLogits(size_t first) {
   std::vector<int32_t> rows;
   logit_members_.clear();
-  largest_.clear();
-  host_logits_.clear();
-  bool largest = true;
+  draws_.clear();
+  host_rows_.clear();
+  size_t num_host_rows = 0;
   for (size_t i = first; i < members_.size() && rows.size() < LlamaModel::kLogitRows; ++i) {
-    if (!members_[i].draws) continue;
-    rows.push_back(members_[i].range.first_row + members_[i].range.num_rows - 1);
+    const Member& member = members_[i];
+    if (!member.draws) continue;
+    rows.push_back(member.range.first_row + member.range.num_rows - 1);
     logit_members_.push_back(i);
-    largest = largest && TakesLargest(members_[i]);
+    const bool needs_logits = NeedsLogits(member);
+    Sequence& sequence = *member.scheduled.sequence;
+    // What nobody asks for is the cheapest.
+    const bool unused = needs_logits || !sequence.request.forced_tokens.empty();
+    draws_.push_back(unused ? TokenDraw{.takes_largest = true} : sequence.sampler.NextDraw());
+    host_rows_.push_back(needs_logits ? num_host_rows++ : kNoHostRow);
+    sequence.stats.logit_copies += needs_logits ? 1 : 0;
   }
   const ConstMatrix logits = LS_TRY(parts_.model->Logits(rows));
-  if (largest) {
-    largest_.resize(rows.size());
-    return parts_.backend->PickLargest({.x = logits, .out = largest_});
+  if (num_host_rows < rows.size()) {
+    drawn_.resize(rows.size());
+    LS_TRY(parts_.backend->PickTokens({.x = logits, .draws = draws_, .out = drawn_}));
   }
-  host_logits_.resize(rows.size() * static_cast<size_t>(parts_.model_config.vocab_size));
-  return parts_.backend->CopyToHost(host_logits_.data(), logits.data,
-                                    host_logits_.size() * sizeof(float));
+  const size_t vocab = static_cast<size_t>(parts_.model_config.vocab_size);
+  host_logits_.resize(num_host_rows * vocab);
+  for (size_t r = 0; r < rows.size();) {
+    size_t end = r + 1;
+    if (host_rows_[r] != kNoHostRow) {
+      while (end < rows.size() && host_rows_[end] != kNoHostRow) ++end;
+      LS_TRY(parts_.backend->CopyToHost(host_logits_.data() + host_rows_[r] * vocab,
+                                        static_cast<const float*>(logits.data) + r * vocab,
+                                        (end - r) * vocab * sizeof(float)));
+    }
+    r = end;
+  }
+  return Status();
 }
 
 Status Engine::Impl::DrawToken(const Member& member, size_t logits_row, RequestEvent* event) {
   Sequence* sequence = member.scheduled.sequence;
-  std::span<float> logits;  // empty: only the column of the largest is known
-  if (!host_logits_.empty()) {
+  std::span<float> logits;  // empty: the token was drawn where they are
+  if (host_rows_[logits_row] != kNoHostRow) {
     const size_t vocab = static_cast<size_t>(parts_.model_config.vocab_size);
-    logits = std::span(host_logits_).subspan(logits_row * vocab, vocab);
+    logits = std::span(host_logits_).subspan(host_rows_[logits_row] * vocab, vocab);
   }
   if (sequence->request.on_token_logits) sequence->request.on_token_logits(logits);
   if (member.audit != nullptr) {
@@ -564,10 +586,9 @@ Status Engine::Impl::DrawToken(const Member& member, size_t logits_row, RequestE
     forbid(sequence->request.stop_token_ids);
   }
   if (sequence->request.constraint != nullptr) LS_TRY(sequence->request.constraint->Mask(logits));
-  const int32_t token = is_forced ? forced[sequence->answer.size()]
-                        : logits.empty()
-                            ? LS_TRY(sequence->sampler.TakeLargest(largest_[logits_row]))
-                            : LS_TRY(sequence->sampler.Sample(logits));
+  const int32_t token = is_forced        ? forced[sequence->answer.size()]
+                        : logits.empty() ? LS_TRY(sequence->sampler.Take(drawn_[logits_row]))
+                                         : LS_TRY(sequence->sampler.Sample(logits));
   sequence->answer.push_back(token);
   event->token = token;
   sequence->last_token_ms = sequence->since_added.milliseconds();

@@ -2,16 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <numbers>
 
 #include "base/strings.h"
 
 namespace lserve {
 namespace {
-
-// The highest logit; of equal ones the lowest id.
-int32_t ArgMax(std::span<const float> logits) {
-  return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-}
 
 Status NanLogits() {
   return Status(Code::kCorruptModel,
@@ -69,82 +66,38 @@ void Sampler::ApplyPenalties(std::span<float> logits) const {
   }
 }
 
-bool Sampler::is_plain_greedy() const {
-  return params_.temperature == 0 && params_.logit_bias.empty() &&
-         params_.repetition_penalty == 1.0 && params_.presence_penalty == 0 &&
-         params_.frequency_penalty == 0;
+bool Sampler::changes_logits() const {
+  return !params_.logit_bias.empty() || params_.repetition_penalty != 1.0 ||
+         params_.presence_penalty != 0 || params_.frequency_penalty != 0;
 }
 
-Result<int32_t> Sampler::TakeLargest(int32_t token) {
+TokenDraw Sampler::NextDraw() {
+  TokenDraw draw;
+  draw.takes_largest = params_.temperature == 0 || params_.top_k == 1;
+  if (draw.takes_largest) return draw;
+  constexpr double kLargest = std::numeric_limits<float>::max();
+  draw.scale = static_cast<float>(std::min(kLargest, std::numbers::log2e / params_.temperature));
+  draw.top_k = params_.top_k;
+  if (params_.top_p < 1) {
+    draw.top_p = std::max<uint64_t>(1, static_cast<uint64_t>(params_.top_p * 0x1p64));
+  }
+  if (params_.min_p > 0) {
+    const double level = -std::log2(params_.min_p) * (1 << kLevelFractionBits);
+    if (level < kNoLevel) draw.max_level = std::min(draw.max_level, static_cast<uint32_t>(level));
+  }
+  draw.random = rng_.NextU64();
+  return draw;
+}
+
+Result<int32_t> Sampler::Take(int32_t token) {
   if (token < 0) return NanLogits();
-  Count(token);
+  ++answer_counts_[token];
   return token;
 }
 
 Result<int32_t> Sampler::Sample(std::span<float> logits) {
-  const bool has_nan =
-      std::any_of(logits.begin(), logits.end(), [](float x) { return std::isnan(x); });
-  if (has_nan) return NanLogits();
   ApplyPenalties(logits);
-  const int32_t token = params_.temperature == 0 ? ArgMax(logits) : Draw(logits);
-  Count(token);
-  return token;
-}
-
-int32_t Sampler::Draw(std::span<const float> logits) {
-  candidates_.clear();
-  for (size_t i = 0; i < logits.size(); ++i) {
-    // Forbidden tokens are none, or rounding of the last weights could draw one.
-    if (std::isinf(logits[i]) && logits[i] < 0) continue;
-    candidates_.push_back({logits[i], static_cast<int32_t>(i)});
-  }
-  if (candidates_.empty()) return ArgMax(logits);
-  const auto before = [](const Candidate& a, const Candidate& b) {
-    return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
-  };
-  size_t kept = candidates_.size();
-  if (params_.top_k > 0 && static_cast<size_t>(params_.top_k) < kept) {
-    kept = static_cast<size_t>(params_.top_k);
-    std::nth_element(candidates_.begin(), candidates_.begin() + static_cast<int64_t>(kept) - 1,
-                     candidates_.end(), before);
-  }
-  const double best =
-      std::max_element(candidates_.begin(), candidates_.begin() + static_cast<int64_t>(kept),
-                       [&](const Candidate& a, const Candidate& b) { return before(b, a); })
-          ->logit;
-  const auto weight = [&](const Candidate& c) {
-    return std::exp((static_cast<double>(c.logit) - best) / params_.temperature);
-  };
-  double total = 0;
-  for (size_t i = 0; i < kept; ++i) total += weight(candidates_[i]);
-
-  // Sorted in growing steps: the mass of top-p, and the draw itself, mostly end within the first
-  // few hundred of a vocabulary of 10^5.
-  const double mass_wanted = params_.top_p * total;
-  size_t sorted = 0;
-  const auto sort_to = [&](size_t count) {
-    const size_t to = std::min(kept, count);
-    if (to <= sorted) return;
-    std::partial_sort(candidates_.begin() + static_cast<int64_t>(sorted),
-                      candidates_.begin() + static_cast<int64_t>(to),
-                      candidates_.begin() + static_cast<int64_t>(kept), before);
-    sorted = to;
-  };
-  double mass = 0;
-  size_t end = 0;
-  while (end < kept && (end == 0 || mass < mass_wanted)) {
-    if (end == sorted) sort_to(std::max<size_t>(256, sorted * 4));
-    const double w = weight(candidates_[end]);
-    if (end > 0 && w < params_.min_p) break;  // the best has weight 1
-    mass += w;
-    ++end;
-  }
-  double point = rng_.NextDouble() * mass;
-  for (size_t i = 0; i + 1 < end; ++i) {
-    point -= weight(candidates_[i]);
-    if (point < 0) return candidates_[i].token;
-  }
-  return candidates_[end - 1].token;
+  return Take(DrawToken(logits, NextDraw()));
 }
 
 }  // namespace lserve

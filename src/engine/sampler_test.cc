@@ -82,9 +82,50 @@ TEST(Sampler, Penalties) {
   EXPECT_EQ(drawn, (std::vector<int32_t>{0, 1, 0, 1}));  // 2.0; 1.8/1.9; 1.8/1.7; 1.6/1.7
 }
 
+// Whoever draws by NextDraw() gives what Sample() does, token after token.
+TEST(Sampler, DrawsElsewhereAreTheSame) {
+  Rng rng(5);
+  std::vector<float> logits(700);
+  for (const SamplingParams& params :
+       {SamplingParams{.seed = 3}, SamplingParams{.temperature = 0.7, .top_k = 40, .seed = 4},
+        SamplingParams{.temperature = 1.3, .top_p = 0.9, .min_p = 0.01, .seed = 5},
+        SamplingParams{.temperature = 0, .seed = 6}}) {
+    Sampler here(params, {}), there(params, {});
+    EXPECT_FALSE(here.changes_logits());
+    for (int step = 0; step < 20; ++step) {
+      for (float& x : logits) x = 4 * rng.NextFloat();
+      const int32_t token = DrawToken(logits, there.NextDraw());
+      EXPECT_EQ(there.Take(token).value(), token);
+      std::vector<float> copy = logits;
+      ASSERT_EQ(here.Sample(copy).value(), token) << "step " << step;
+    }
+  }
+  EXPECT_TRUE(Sampler({.repetition_penalty = 1.1}, {}).changes_logits());
+  EXPECT_TRUE(Sampler({.presence_penalty = 0.1}, {}).changes_logits());
+  EXPECT_TRUE(Sampler({.frequency_penalty = 0.1}, {}).changes_logits());
+  EXPECT_TRUE(Sampler({.logit_bias = {{1, 2.0f}}}, {}).changes_logits());
+}
+
+TEST(Sampler, ExtremeParameters) {
+  const std::vector<float> logits = {1, 1 + 1e-6f, 0.5f};
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  const auto only = [&](const SamplingParams& params) {
+    const std::map<int32_t, int> seen = DrawMany(params, logits, 50);
+    return seen.size() == 1 ? seen.begin()->first : -1;
+  };
+  EXPECT_EQ(only({.temperature = 1e-300}), 1);
+  EXPECT_EQ(only({.temperature = 100, .top_k = 1}), 1);
+  EXPECT_EQ(only({.top_p = 1e-300}), 1);
+  EXPECT_EQ(only({.min_p = 1}), 1);
+  EXPECT_EQ(DrawMany({.temperature = 100, .min_p = 1e-300}, logits, 200).size(), 3u);
+  std::vector<float> nothing = {-kInf, -kInf};
+  EXPECT_EQ(Sampler({}, {}).Sample(nothing).value(), 0);
+}
+
 TEST(Sampler, NanIsAnErrorAndProblemsAreNamed) {
   std::vector<float> logits = {1, std::numeric_limits<float>::quiet_NaN()};
   EXPECT_EQ(Sampler({}, {}).Sample(logits).status().code(), Code::kCorruptModel);
+  EXPECT_EQ(Sampler({}, {}).Take(-1).status().code(), Code::kCorruptModel);
   SamplingParams bad;
   bad.temperature = -1;
   bad.top_p = 0;

@@ -188,6 +188,7 @@ void Metrics::AddWork(const RequestStats& before, const RequestStats& now, int64
   dense_steps_ += now.dense_steps - before.dense_steps;
   sparse_steps_ += now.sparse_steps - before.sparse_steps;
   selections_ += now.selections - before.selections;
+  logit_copies_ += now.logit_copies - before.logit_copies;
   audit_.Add(Difference(now.audit, before.audit));
 }
 
@@ -303,6 +304,8 @@ std::string Metrics::Render(const EngineSnapshot& engine, int64_t connections) c
   out.Counter("lserve:decode_steps_sparse_total", sparse_steps_,
               "Decode steps that left pages out.");
   out.Counter("lserve:selections_total", selections_, "Decode steps in which pages were chosen.");
+  out.Counter("lserve:logit_copies_total", logit_copies_,
+              "Steps whose logits the host had to see to draw a token.");
   if (engine.selector_seconds)
     out.Counter("lserve:selector_seconds_total", *engine.selector_seconds,
                 "Time in which pages were chosen.");

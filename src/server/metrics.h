@@ -105,6 +105,7 @@ class Metrics {
   int64_t dense_steps_ = 0;
   int64_t sparse_steps_ = 0;
   int64_t selections_ = 0;
+  int64_t logit_copies_ = 0;
   AuditStats audit_;
   std::array<int64_t, 3> cancelled_ = {};
   std::map<std::string, int64_t, std::less<>> finished_;

@@ -1,11 +1,9 @@
-// GatherRows, RmsNorm, SiluMul, Rope and PickLargest against the reference, in place and with odd
-// strides.
+// GatherRows, RmsNorm, SiluMul and Rope against the reference, in place and with odd strides.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <bit>
 #include <functional>
-#include <limits>
 
 #include "base/half.h"
 #include "parity/parity_cases.h"
@@ -108,32 +106,6 @@ TEST_P(ElementwiseParity, SiluMul) {
     ASSERT_TRUE(backend_->SiluMul({x.view(), got.view()}).ok());
     ASSERT_TRUE(reference_->SiluMul({x.view(), expected.view()}).ok());
     ExpectNear(got, expected, [](double y) { return (0x1p-22 + 4 * kU) * std::abs(y) + 1e-37; });
-  }
-}
-
-TEST_P(ElementwiseParity, PickLargestTakesTheFirstOfEqualOnesAndTellsOfNan) {
-  constexpr float kInf = std::numeric_limits<float>::infinity();
-  for (const int64_t cols : {1, 31, 512, 4099}) {
-    Floats x(6, 6, cols);
-    const auto at = [&](int64_t row, int64_t col) -> float& {
-      return x.view().row<float>(row)[col];
-    };
-    const int64_t middle = cols / 2, last = cols - 1;
-    at(0, middle) = 2;
-    at(1, middle) = at(1, last) = 2;
-    at(2, last) = kInf;
-    for (int64_t c = 0; c < cols; ++c) at(3, c) = -kInf;
-    at(4, last) = std::numeric_limits<float>::quiet_NaN();
-    at(5, last) = 2;
-    const std::vector<int32_t> expected = {static_cast<int32_t>(middle),
-                                           static_cast<int32_t>(middle),
-                                           static_cast<int32_t>(last),
-                                           0,
-                                           -1,
-                                           static_cast<int32_t>(last)};
-    std::vector<int32_t> got(expected.size());
-    ASSERT_TRUE(backend_->PickLargest({.x = x.view(), .out = got}).ok());
-    EXPECT_EQ(got, expected) << cols << " columns";
   }
 }
 

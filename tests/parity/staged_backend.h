@@ -88,9 +88,11 @@ class StagedBackend final : public Backend {
     p.sin = stage.In(params.sin);
     return stage.Finish(inner_->Rope(p));
   }
-  Status PickLargest(const PickLargestParams& params) override {
+  Status PickTokens(const PickTokensParams& params) override {
     Stage stage(inner_.get());
-    return stage.Finish(inner_->PickLargest({.x = stage.In(params.x), .out = params.out}));
+    PickTokensParams p = params;
+    p.x = stage.In(params.x);
+    return stage.Finish(inner_->PickTokens(p));
   }
   Status AppendKv(const AppendKvParams& params) override {
     Stage stage(inner_.get());

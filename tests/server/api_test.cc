@@ -466,6 +466,7 @@ TEST(AuditMetricsTest, SayWhatSparseAttentionLeavesOut) {
   EXPECT_EQ(server.Metric("lserve:audit_steps_total"), 3) << "the prompt's last step draws one";
   EXPECT_EQ(server.Metric("lserve:audit_skipped_steps_total"), 0);
   EXPECT_EQ(server.Metric("lserve:decode_steps_sparse_total"), 3);
+  EXPECT_EQ(server.Metric("lserve:logit_copies_total"), 3) << "audits look at logits, no one else";
   const double recall = mean("lserve:audit_retrieval_recall");
   EXPECT_GT(recall, 0);
   EXPECT_LT(recall, 1) << "256 tokens of more than a thousand";

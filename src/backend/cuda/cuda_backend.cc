@@ -1,5 +1,8 @@
 #include "backend/cuda/cuda_backend.h"
 
+#include <algorithm>
+#include <cstddef>
+
 #include "backend/cuda/cuda_kv_store.h"
 #include "backend/cuda/cuda_status.h"
 #include "backend/cuda/matrix_views.h"
@@ -185,10 +188,24 @@ Status CudaBackend::Rope(const RopeParams& params) {
   return Status();
 }
 
-Status CudaBackend::PickLargest(const PickLargestParams& params) {
-  std::byte* picked = LS_TRY(picked_.Get(params.out.size_bytes(), stream_));
-  LS_CUDA(LaunchPickLargest(View(params.x), static_cast<int64_t>(params.out.size()), params.x.cols,
-                            reinterpret_cast<int32_t*>(picked), stream_));
+// Not a part of RunStep: the logits' rows and the draws differ in every step, and the host is ahead
+// of the device here.
+Status CudaBackend::PickTokens(const PickTokensParams& params) {
+  const bool only_largest = std::all_of(params.draws.begin(), params.draws.end(),
+                                        [](const TokenDraw& draw) { return draw.takes_largest; });
+  const int64_t rows = static_cast<int64_t>(params.out.size());
+  LS_CHECK_EQ(params.draws.size(), params.out.size());
+  LS_CHECK_LE(params.x.cols, kMaxDrawTokens);
+  const size_t out_bytes = RoundUp(params.out.size_bytes(), alignof(std::max_align_t));
+  const size_t scratch_bytes = only_largest ? 0 : PickTokensScratchBytes(rows, params.x.cols);
+  std::byte* picked = LS_TRY(picked_.Get(out_bytes + scratch_bytes, stream_));
+  int32_t* out = reinterpret_cast<int32_t*>(picked);
+  if (only_largest) {
+    LS_CUDA(LaunchPickLargest(View(params.x), rows, params.x.cols, out, stream_));
+  } else {
+    LS_CUDA(LaunchPickTokens(View(params.x), params.x.cols, params.draws, picked + out_bytes, out,
+                             stream_));
+  }
   return CopyToHost(params.out.data(), picked, params.out.size_bytes());
 }
 

@@ -55,7 +55,7 @@ class CudaBackend : public Backend {
   Status RmsNorm(const RmsNormParams& params) override;
   Status SiluMul(const SiluMulParams& params) override;
   Status Rope(const RopeParams& params) override;
-  Status PickLargest(const PickLargestParams& params) override;
+  Status PickTokens(const PickTokensParams& params) override;
 
   // cuda_linear.cc
   Result<LinearWeight> PackLinear(std::span<const WeightPart> parts,
@@ -122,7 +122,7 @@ class CudaBackend : public Backend {
   bool tracing_ = false;
   bool selected_in_step_ = false;
   Buffer decode_counters_;
-  DeviceScratch picked_;             // columns found by PickLargest
+  DeviceScratch picked_;             // of PickTokens
   DeviceScratch linear_scratch_;     // x as bf16, or a weight as float
   DeviceScratch attention_scratch_;  // partial results, scores
 };

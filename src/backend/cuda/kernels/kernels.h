@@ -7,8 +7,10 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <span>
 
 #include "backend/cuda/device_views.h"
+#include "backend/token_draw.h"
 #include "tensor/dtype.h"
 
 namespace lserve {
@@ -50,9 +52,19 @@ cudaError_t LaunchRope(MatrixView x,
                        ConstMatrixView sin,
                        cudaStream_t stream);
 
-// out[r] as PickLargestParams::out.
+// out[r] = the column of the largest element, the lowest of equal ones; -1 if the row has a NaN.
 cudaError_t LaunchPickLargest(
     ConstMatrixView x, int64_t rows, int64_t cols, int32_t* out, cudaStream_t stream);
+
+// --- pick_tokens.cu
+// out[r] as PickTokensParams::out; `draws` is the host's, `scratch` PickTokensScratchBytes().
+size_t PickTokensScratchBytes(int64_t rows, int64_t cols);
+cudaError_t LaunchPickTokens(ConstMatrixView x,
+                             int64_t cols,
+                             std::span<const TokenDraw> draws,
+                             std::byte* scratch,
+                             int32_t* out,
+                             cudaStream_t stream);
 
 // --- linear.cu
 // out[rows, cols] bf16, packed: x rounded to nearest even.
