@@ -40,11 +40,11 @@ void ReloadCertificate(Server& server) {
 void ReloadKeys(Server& server, const KeySources& sources, const KeyLimits& others) {
   Result<AccessKeys> keys = ReadKeys(sources, others);
   if (!keys.ok()) {
-    return PrintToStderr(StrCat("lserve: error: the keys stay as they were: ",
-                                OneLine(keys.status().message()), "\n"));
+    return PrintToStderr(StrCat(
+        "lserve: error: the keys stay as they were: ", OneLine(keys.status().message()), "\n"));
   }
-  const std::string counts = StrCat("API keys: ", keys.value().api.size(),
-                                    ", admin keys: ", keys.value().admin.size());
+  const std::string counts =
+      StrCat("API keys: ", keys.value().api.size(), ", admin keys: ", keys.value().admin.size());
   server.ReplaceKeys(std::move(keys).value());
   PrintToStderr(StrCat("lserve: new requests need the keys as they are now (", counts, ")\n"));
 }

@@ -26,10 +26,11 @@ void AddListenFlags(FlagSet& flags, ServeOptions& out) {
   flags.Texts("--api-key", out.keys.keys, "KEY",
               "who may ask; several are allowed. Others can read a command line: rather use "
               "--api-key-file or the variable LSERVE_API_KEY");
-  flags.Text("--api-key-file", out.keys.key_file, "FILE",
-             "a key per line, after it limits of its own if it has some: requests=N "
-             "requests-per-minute=N tokens-per-minute=N; # begins a comment. SIGHUP reads it again: a "
-             "file that is wrong changes nothing");
+  flags.Text(
+      "--api-key-file", out.keys.key_file, "FILE",
+      "a key per line, after it limits of its own if it has some: requests=N "
+      "requests-per-minute=N tokens-per-minute=N; # begins a comment. SIGHUP reads it again: a "
+      "file that is wrong changes nothing");
   flags.Text("--admin-key-file", out.keys.admin_key_file, "FILE",
              "the same for POST /reset_prefix_cache, which no other key opens, and nobody without "
              "this file or the variable LSERVE_ADMIN_KEY; SIGHUP reads it again");
@@ -125,8 +126,7 @@ void AddServeFlags(FlagSet& flags, ServeOptions& out) {
 
 Status FinishServeOptions(ServeOptions& out) {
   LS_TRY(FinishEngineFlags(out.engine));
-  out.server.service.access =
-      LS_TRY(ReadKeys(out.keys, out.server.service.default_key_limits));
+  out.server.service.access = LS_TRY(ReadKeys(out.keys, out.server.service.default_key_limits));
   if (out.server.address.port > 65535) {
     return Status(Code::kInvalidArgument,
                   StrCat("--port: got ", out.server.address.port, ", expected 0 to 65535"));

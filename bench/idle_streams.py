@@ -56,7 +56,7 @@ def wait_for(port, **expected):
 
 
 def measure(server, port, count):
-    running = connect(port, max_tokens=32000)
+    running = connect(port, max_tokens=20000)
     wait_for(port, running=1, waiting=0)
     before = rss_bytes(server.pid)
     waiting = [connect(port, stream=True, max_tokens=8) for _ in range(count)]
@@ -83,7 +83,7 @@ def main():
     server = subprocess.Popen(
         [sys.argv[1], "serve", sys.argv[2], "--port", "0", "--max-num-seqs", "1",
          "--max-num-queued-reqs", str(2 * count), "--max-connections", str(2 * count),
-         "--kv-cache-bytes", "64M", "--max-model-len", "33k", "--no-access-log"],
+         "--kv-cache-bytes", "64M", "--max-model-len", "32k", "--no-access-log"],
         stderr=subprocess.PIPE, text=True)
     try:
         for line in server.stderr:

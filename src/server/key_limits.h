@@ -77,8 +77,8 @@ class KeyLimiter : public std::enable_shared_from_this<KeyLimiter> {
   // locked out, and none gets more than its share over time.
   // REQUIRES: `key` is one of the server's own, so that the table stays bounded.
   KeyAdmission Admit(std::string_view key, int64_t tokens);
-  // The limits from now on, `others` as they were. What a key has taken stays taken; a limit that is
-  // new begins full. Keys that are no longer among `keys.api` are forgotten.
+  // The limits from now on, `others` as they were. What a key has taken stays taken; a limit that
+  // is new begins full. Keys that are no longer among `keys.api` are forgotten.
   void Replace(const AccessKeys& keys);
   // What Admit would say to the smallest request, before the work of reading a larger one; takes
   // nothing. Nothing: it would not refuse.
@@ -105,7 +105,7 @@ class KeyLimiter : public std::enable_shared_from_this<KeyLimiter> {
   const std::function<double()> seconds_;
   std::mutex mutex_;
   std::map<std::string, KeyLimits, std::less<>> keys_;  // guarded by mutex_
-  std::map<std::string, State, std::less<>> states_;  // guarded by mutex_
+  std::map<std::string, State, std::less<>> states_;    // guarded by mutex_
 };
 
 // A line of a file of keys: "KEY [requests=N] [requests-per-minute=N] [tokens-per-minute=N]";

@@ -562,8 +562,7 @@ void Service::Generate(const Call& call,
 }
 
 bool Service::IsLimited(const Call& call) {
-  return !call.access->api.empty() &&
-         !IsKnownKey(PresentedKey(call.request()), call.access->admin);
+  return !call.access->api.empty() && !IsKnownKey(PresentedKey(call.request()), call.access->admin);
 }
 
 std::optional<ApiError> Service::RefuseEarly(Call* call) const {

@@ -26,8 +26,8 @@ namespace lserve {
 struct ServiceConfig {
   // What clients call the model; the first is what replies say. Never empty.
   std::vector<std::string> served_model_names;
-  AccessKeys access;             // at the start; see ReplaceKeys
-  KeyLimits default_key_limits;  // of every API key without limits of its own
+  AccessKeys access;                         // at the start; see ReplaceKeys
+  KeyLimits default_key_limits;              // of every API key without limits of its own
   std::vector<std::string> allowed_origins;  // CORS; "*": every page
   SamplingParams default_sampling;
   // Of a request that gives none; cut to what the context and the cache leave.
@@ -62,7 +62,7 @@ class Service {
  private:
   struct Call {
     std::shared_ptr<Exchange> exchange;
-    HttpHeaders headers;  // of the response
+    HttpHeaders headers;                                 // of the response
     std::shared_ptr<const AccessKeys> access = nullptr;  // as when the request came
     const HttpRequest& request() const { return exchange->request(); }
   };

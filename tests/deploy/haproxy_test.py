@@ -166,7 +166,7 @@ class Test:
             messages = first_turn(name)
             replica, reply = self.chat(messages)
             check("48213" in reply["choices"][0]["message"]["content"], f"a wrong answer: {reply}")
-            check(cached(reply) == 0, f"{name} is new, but cached: {reply['usage']}")
+            check(cached(reply) < 64, f"{name} is new, but cached: {reply['usage']}")
             prompt = reply["usage"]["prompt_tokens"]
             messages = second_turn(messages, reply)
             again, reply = self.chat(messages)

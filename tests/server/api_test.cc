@@ -573,9 +573,10 @@ TEST(ApiKeyTest, KeysAreReplacedWhileClientsAsk) {
                 StrCat("Authorization: Bearer ", key, "\r\n"));
   };
   HttpClient running(server.port());
-  running.Send(HttpClient::PostBytes(
-      "/v1/chat/completions", ChatJson("hi", R"(,"stream":true,"ignore_eos":true,"max_tokens":400)"),
-      "Authorization: Bearer sk-old\r\n"));
+  running.Send(
+      HttpClient::PostBytes("/v1/chat/completions",
+                            ChatJson("hi", R"(,"stream":true,"ignore_eos":true,"max_tokens":400)"),
+                            "Authorization: Bearer sk-old\r\n"));
   ASSERT_TRUE(running.ReadUntil("\"role\":\"assistant\""));
   std::atomic<bool> ends = false;
   std::atomic<int> refused = 0;
@@ -588,7 +589,8 @@ TEST(ApiKeyTest, KeysAreReplacedWhileClientsAsk) {
   for (int i = 0; i < 20; ++i) server.ReplaceKeys(keys);
   EXPECT_EQ(ask("sk-old").status, 401);
   EXPECT_EQ(ask("sk-new").headers.at("x-ratelimit-limit-requests"), "7");
-  for (const auto& [key, status] : {std::pair("sk-admin-old", 401), std::pair("sk-admin-new", 200)}) {
+  for (const auto& [key, status] :
+       {std::pair("sk-admin-old", 401), std::pair("sk-admin-new", 200)}) {
     EXPECT_EQ(Post(server.port(), "/reset_prefix_cache", "{}",
                    StrCat("Authorization: Bearer ", key, "\r\n"))
                   .status,

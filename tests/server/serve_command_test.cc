@@ -181,10 +181,9 @@ TEST(ServeCommandTest, AHangUpReadsTheKeysAgain) {
   ASSERT_TRUE(server.ReadUntil("(API keys: 1, admin keys: 1)")) << server.err();
   EXPECT_EQ(ask("sk-new"), 200);
   EXPECT_EQ(ask("sk-old"), 401);
-  EXPECT_EQ(
-      Post(server.port(), "/v1/chat/completions", kChat, "Authorization: Bearer sk-new\r\n")
-          .headers.at("x-ratelimit-limit-requests"),
-      "3");
+  EXPECT_EQ(Post(server.port(), "/v1/chat/completions", kChat, "Authorization: Bearer sk-new\r\n")
+                .headers.at("x-ratelimit-limit-requests"),
+            "3");
 
   // What is wrong anywhere changes nothing, and is said.
   const std::pair<const char*, const char*> wrong[] = {
