@@ -2,7 +2,8 @@
 """What idle streams cost: idle_streams.py PROGRAM MODEL_DIR [COUNT], one JSON line.
 
 One request runs at a time; COUNT streams wait behind it, with their headers and a heartbeat each
-second. `mib` is the growth of the server's resident memory. Then the one that runs and half of
+second. `mib` is the growth of the server's resident memory, less the KV pages that the one which
+runs takes meanwhile. Then the one that runs and half of
 those that wait leave, and the others get their answers. Exit status 0: all of that happened, and a
 stream cost less than 100 MB divided by 1,000.
 """
@@ -40,29 +41,33 @@ def read_until(client, text):
     return received
 
 
-def wait_for(port, **expected):
-    """Until the gauges of /metrics are as expected."""
+def gauges(port, *names):
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as reply:
+        text = reply.read().decode()
+    return [float(re.search(rf"^{name}{{.*}} (\S+)$", text, re.MULTILINE).group(1))
+            for name in names]
+
+
+def wait_for(port, running, waiting):
+    expected = [running, waiting]
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as reply:
-            text = reply.read().decode()
-        found = {name: float(re.search(rf"^vllm:num_requests_{name}{{.*}} (\S+)$", text,
-                                       re.MULTILINE).group(1)) for name in expected}
+        found = gauges(port, "vllm:num_requests_running", "vllm:num_requests_waiting")
         if found == expected:
             return
         if time.monotonic() > deadline:
-            sys.exit(f"idle_streams: requests are {found}, expected {expected}")
+            sys.exit(f"idle_streams: {found} requests run and wait, expected {expected}")
         time.sleep(0.02)
 
 
 def measure(server, port, count):
     running = connect(port, max_tokens=20000)
     wait_for(port, running=1, waiting=0)
-    before = rss_bytes(server.pid)
+    before = rss_bytes(server.pid) - gauges(port, "lserve:kv_bytes_in_use")[0]
     waiting = [connect(port, stream=True, max_tokens=8) for _ in range(count)]
     heads = [read_until(client, b"\n: ") for client in waiting]  # up to a heartbeat
     wait_for(port, running=1, waiting=count)
-    grown = rss_bytes(server.pid) - before
+    grown = rss_bytes(server.pid) - gauges(port, "lserve:kv_bytes_in_use")[0] - before
     open_streams = sum(head.startswith(b"HTTP/1.1 200") and b"data: " not in head for head in heads)
 
     for client in waiting[::2] + [running]:
@@ -83,7 +88,7 @@ def main():
     server = subprocess.Popen(
         [sys.argv[1], "serve", sys.argv[2], "--port", "0", "--max-num-seqs", "1",
          "--max-num-queued-reqs", str(2 * count), "--max-connections", str(2 * count),
-         "--kv-cache-bytes", "64M", "--max-model-len", "32k", "--no-access-log"],
+         "--kv-cache-bytes", "128M", "--max-model-len", "32k", "--no-access-log"],
         stderr=subprocess.PIPE, text=True)
     try:
         for line in server.stderr:

@@ -192,11 +192,11 @@ class Test:
                 status, got, _, reply = self.proxy.ask(path, body)
                 check(status == 200, f"status {status} of {path}: {reply}")
                 check(got == replica, f"{path} with the text that is at {replica} went to {got}")
-            # More system message than the proxy looks at.
-            system = [{"role": "system", "content": f"{replica} rules. " * 1500}]
-            at, reply = self.chat(system + first_turn("a"), max_tokens=1)
-            again, reply = self.chat(system + second_turn(first_turn("b"), reply), max_tokens=1)
-            check(again == at and cached(reply) > 1000, f"{at}, then {again}: {reply['usage']}")
+        # More system message than the proxy looks at.
+        system = [{"role": "system", "content": "Rules are rules. " * 950}]
+        at, reply = self.chat(system + first_turn("a"), max_tokens=1)
+        again, reply = self.chat(system + second_turn(first_turn("b"), reply), max_tokens=1)
+        check(again == at and cached(reply) > 1000, f"{at}, then {again}: {reply['usage']}")
         at = {self.chat(first_turn(f"s{i}"), {"x-session-id": "s"}, max_tokens=1)[0]
               for i in range(6)}
         check(len(at) == 1, f"one session went to {at}")
