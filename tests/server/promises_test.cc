@@ -76,23 +76,23 @@ TEST(PrefixMetricsTest, AreWhatTheAnswersSay) {
 // here the least there is; alone in whole ones.
 TEST(DecodeGapTest, ChunksBesideAnAnswerAreCutToTheGap) {
   RunningServer server([](EngineConfig& engine, ServerConfig& config) {
-    engine.max_num_batched_tokens = 1024;
+    engine.max_num_batched_tokens = 4096;
     engine.max_decode_gap_ms = 0.001;
     config.service.prefix_caching = false;
   });
   const auto steps_of_a_prompt = [&] {
     const double before = server.Metric("lserve:steps_total");
     const Json reply =
-        ParsedBody(Post(server.port(), kChat, ChatJson(LongText(1000), R"(,"max_tokens":1)")));
-    EXPECT_GT(At(reply, "usage.prompt_tokens").as_int(), 2 * 1024);
+        ParsedBody(Post(server.port(), kChat, ChatJson(LongText(500), R"(,"max_tokens":1)")));
+    EXPECT_GT(At(reply, "usage.prompt_tokens").as_int(), 10 * 128);
     return server.Metric("lserve:steps_total") - before;
   };
-  EXPECT_LT(steps_of_a_prompt(), 6);
+  EXPECT_LT(steps_of_a_prompt(), 3);
   HttpClient answer(server.port());
   answer.Send(HttpClient::PostBytes(
       kChat, ChatJson("hi", R"(,"stream":true,"ignore_eos":true,"max_tokens":20000)")));
   ASSERT_TRUE(answer.ReadUntil("\"role\":\"assistant\""));
-  EXPECT_GE(steps_of_a_prompt(), 2 * 1024 / 128);
+  EXPECT_GE(steps_of_a_prompt(), 10);
 }
 
 // A port of this machine that tells whether anybody came.
@@ -130,8 +130,10 @@ class UntrustedFieldsTest : public testing::Test {
     EXPECT_THAT(At(ParsedBody(reply), "error.message").as_string(), HasSubstr(why)) << body;
   }
 
-  static RunningServer* server_;
+  // googletest's fixtures of a suite are static.
+  static RunningServer* server_;  // NOLINT(cppcoreguidelines-avoid-non-const-global-variables)
 };
+// NOLINTNEXTLINE(cppcoreguidelines-avoid-non-const-global-variables)
 RunningServer* UntrustedFieldsTest::server_ = nullptr;
 
 // Class 12: a server that fetches what clients name reaches what they can not.
