@@ -115,7 +115,8 @@ Examples:
 The server listens on this machine only unless --host says otherwise. Beside OpenAI's fields a
 request may hold "sparse": {"attention": "dense", "token_budget": 8192}. /metrics is for Prometheus,
 /health says that the process lives, /ready that the engine makes steps. SIGTERM ends it when what
-is being answered is done; a second one at once. TLS: put a proxy in front that does not buffer.)";
+is being answered is done; a second one at once. SIGHUP reads the certificate and the files of keys
+again; a file that is wrong changes nothing.)";
 
 // Everything CLI11 needs while it parses.
 struct CommandLine {

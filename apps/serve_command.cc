@@ -36,13 +36,26 @@ void ReloadCertificate(Server& server) {
                                      OneLine(status.message()), "\n"));
 }
 
+// All of the keys or none: half of a change could open what should be closed.
+void ReloadKeys(Server& server, const KeySources& sources, const KeyLimits& others) {
+  Result<AccessKeys> keys = ReadKeys(sources, others);
+  if (!keys.ok()) {
+    return PrintToStderr(StrCat(
+        "lserve: error: the keys stay as they were: ", OneLine(keys.status().message()), "\n"));
+  }
+  const std::string counts =
+      StrCat("API keys: ", keys.value().api.size(), ", admin keys: ", keys.value().admin.size());
+  server.ReplaceKeys(std::move(keys).value());
+  PrintToStderr(StrCat("lserve: new requests need the keys as they are now (", counts, ")\n"));
+}
+
 }  // namespace
 
 int ServeCommand(ServeOptions options) {
   CountTerminations();
   const bool has_tls = !options.server.address.tls_certificate.empty();
-  // Without TLS a hang-up ends the process, as it ends other programs.
-  if (has_tls) RememberHangups();
+  // With nothing to read again a hang-up ends the process, as it ends other programs.
+  if (has_tls || options.keys.has_files()) RememberHangups();
   Result<std::unique_ptr<Engine>> made = Engine::Create(options.engine.config);
   if (!made.ok()) return ReportError(made.status());
   std::unique_ptr<Engine> engine = std::move(made).value();
@@ -56,7 +69,8 @@ int ServeCommand(ServeOptions options) {
     // One write per line, so that the lines of two threads do not mix.
     config.access_log = [](const std::string& line) { PrintToStderr(line + "\n"); };
   }
-  const bool is_open = config.service.api_keys.empty() && !IsLoopback(config.address);
+  const KeyLimits key_limits = config.service.default_key_limits;
+  const bool is_open = config.service.access.api.empty() && !IsLoopback(config.address);
 
   Result<std::unique_ptr<Server>> started = Server::Start(std::move(engine), std::move(config));
   if (!started.ok()) return ReportError(started.status());
@@ -66,7 +80,10 @@ int ServeCommand(ServeOptions options) {
   PrintStart(*server, info);
 
   const Status status = server->Run([&] {
-    if (has_tls && TakeHangup()) ReloadCertificate(*server);
+    if (TakeHangup()) {
+      if (has_tls) ReloadCertificate(*server);
+      if (options.keys.has_files()) ReloadKeys(*server, options.keys, key_limits);
+    }
     return Terminations();
   });
   if (status.ok()) {

@@ -1,11 +1,8 @@
 #include "apps/serve_options.h"
 
-#include <algorithm>
-#include <cstdlib>
-#include <utility>
+#include <vector>
 
 #include "apps/run_options.h"
-#include "base/mapped_file.h"
 #include "base/strings.h"
 
 namespace lserve {
@@ -26,15 +23,17 @@ void AddListenFlags(FlagSet& flags, ServeOptions& out) {
   flags.Texts("--served-model-name,--alias,-a", out.server.service.served_model_names, "NAME",
               "what clients call the model; several are allowed, the first is in /v1/models first. "
               "Default: the directory's name");
-  flags.Texts("--api-key", out.api_keys, "KEY",
+  flags.Texts("--api-key", out.keys.keys, "KEY",
               "who may ask; several are allowed. Others can read a command line: rather use "
               "--api-key-file or the variable LSERVE_API_KEY");
-  flags.Text("--api-key-file", out.api_key_file, "FILE",
-             "a key per line, after it limits of its own if it has some: requests=N "
-             "requests-per-minute=N tokens-per-minute=N; # begins a comment");
-  flags.Text("--admin-key-file", out.admin_key_file, "FILE",
+  flags.Text(
+      "--api-key-file", out.keys.key_file, "FILE",
+      "a key per line, after it limits of its own if it has some: requests=N "
+      "requests-per-minute=N tokens-per-minute=N; # begins a comment. SIGHUP reads it again: a "
+      "file that is wrong changes nothing");
+  flags.Text("--admin-key-file", out.keys.admin_key_file, "FILE",
              "the same for POST /reset_prefix_cache, which no other key opens, and nobody without "
-             "this file or the variable LSERVE_ADMIN_KEY");
+             "this file or the variable LSERVE_ADMIN_KEY; SIGHUP reads it again");
   flags.Texts("--allowed-origins,--cors-origins", out.server.service.allowed_origins, "ORIGIN",
               "web pages that may ask from a browser, as https://chat.example.org; *: all. "
               "Default: none");
@@ -113,62 +112,6 @@ void AddForeignFlags(FlagSet& flags, ServeOptions& out) {
   flags.Refused("--slot-save-path", true, "use --kv-disk-dir, which needs no request to save");
 }
 
-// `limits`: where those go that differ; null: keys of this file have none.
-Status ReadKeyFile(const std::string& file, std::vector<std::string>& keys, ServiceConfig* limits) {
-  const std::string text = LS_TRY(ReadTextStream(file));
-  const size_t before = keys.size();
-  int number = 0;
-  for (size_t at = 0; at < text.size();) {
-    const size_t end = std::min(text.find('\n', at), text.size());
-    std::string line = text.substr(at, end - at);
-    at = end + 1;
-    line.erase(0, std::min(line.find_first_not_of(" \t\r"), line.size()));
-    line.erase(line.find_last_not_of(" \t\r") + 1);
-    ++number;
-    if (line.empty() || line[0] == '#') continue;
-    if (limits != nullptr) {
-      auto parsed = ParseKeyLine(line, limits->default_key_limits);
-      if (!parsed.ok()) {
-        return Status(Code::kInvalidArgument,
-                      StrCat(file, ", line ", number, ": ", parsed.status().message()));
-      }
-      auto& [key, own] = parsed.value();
-      limits->key_limits.insert_or_assign(key, own);
-      line = key;
-    }
-    keys.push_back(std::move(line));
-  }
-  if (keys.size() > before) return Status();
-  return Status(Code::kInvalidArgument, StrCat(file,
-                                               ": holds no key, expected one per line; add one, "
-                                               "or leave the option out"));
-}
-
-Status ReadKeys(ServeOptions& out) {
-  std::vector<std::string>& keys = out.server.service.api_keys;
-  for (const std::string& key : out.api_keys) {
-    if (key.empty()) {
-      return Status(Code::kInvalidArgument,
-                    "--api-key: got an empty key, expected some text; is a variable unset?");
-    }
-    keys.push_back(key);
-  }
-  if (const char* key = std::getenv("LSERVE_API_KEY"); key != nullptr && *key != '\0') {
-    keys.emplace_back(key);
-  }
-  if (out.api_key_file) LS_TRY(ReadKeyFile(*out.api_key_file, keys, &out.server.service));
-  if (keys.empty() && out.server.service.default_key_limits.any()) {
-    return Status(Code::kInvalidArgument,
-                  "a limit per key is given without a key, expected --api-key-file or "
-                  "LSERVE_API_KEY beside it");
-  }
-  std::vector<std::string>& admin = out.server.service.admin_keys;
-  if (const char* key = std::getenv("LSERVE_ADMIN_KEY"); key != nullptr && *key != '\0') {
-    admin.emplace_back(key);
-  }
-  return out.admin_key_file ? ReadKeyFile(*out.admin_key_file, admin, nullptr) : Status();
-}
-
 }  // namespace
 
 void AddServeFlags(FlagSet& flags, ServeOptions& out) {
@@ -183,7 +126,7 @@ void AddServeFlags(FlagSet& flags, ServeOptions& out) {
 
 Status FinishServeOptions(ServeOptions& out) {
   LS_TRY(FinishEngineFlags(out.engine));
-  LS_TRY(ReadKeys(out));
+  out.server.service.access = LS_TRY(ReadKeys(out.keys, out.server.service.default_key_limits));
   if (out.server.address.port > 65535) {
     return Status(Code::kInvalidArgument,
                   StrCat("--port: got ", out.server.address.port, ", expected 0 to 65535"));

@@ -5,9 +5,9 @@
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "apps/engine_flags.h"
+#include "apps/key_files.h"
 #include "server/server.h"
 
 namespace lserve {
@@ -16,9 +16,7 @@ struct ServeOptions {
   EngineFlags engine;
   SamplingFlags sampling;
   ServerConfig server;
-  std::vector<std::string> api_keys;
-  std::optional<std::string> api_key_file;
-  std::optional<std::string> admin_key_file;
+  KeySources keys;
   std::optional<std::string> date_text;
   std::string uds;
   std::optional<std::string> config_file;  // config_file.h has read it before the flags are parsed
@@ -30,7 +28,7 @@ struct ServeOptions {
 };
 
 void AddServeFlags(FlagSet& flags, ServeOptions& out);
-// Usage errors; reads the file of keys.
+// Usage errors; reads the files of keys.
 Status FinishServeOptions(ServeOptions& out);
 
 }  // namespace lserve

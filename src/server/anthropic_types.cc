@@ -218,6 +218,7 @@ std::optional<ApiError> ParseMessagesBody(const Json& json, bool for_counting, C
   ReadTools(fields, &out->tools);
   ReadFormat(fields, &params.format);
   RefuseUnsupported(fields);
+  RefuseOtherInputs(fields);
   return fields.error();
 }
 

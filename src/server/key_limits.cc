@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <set>
 
 #include "base/strings.h"
 
@@ -61,15 +62,38 @@ void KeyLease::End(int64_t used_tokens) {
 KeyLimiter::KeyLimiter(KeyLimits others,
                        std::map<std::string, KeyLimits, std::less<>> keys,
                        std::function<double()> seconds)
-    : others_(others), keys_(std::move(keys)), seconds_(std::move(seconds)) {}
+    : others_(others), seconds_(std::move(seconds)), keys_(std::move(keys)) {}
+
+const KeyLimits& KeyLimiter::LimitsOf(std::string_view key) const {
+  const auto own = keys_.find(key);
+  return own == keys_.end() ? others_ : own->second;
+}
+
+void KeyLimiter::Replace(const AccessKeys& keys) {
+  const std::lock_guard lock(mutex_);
+  for (auto& [key, state] : states_) Filled(key);  // as far as the old limits had filled it
+  keys_ = keys.limits;
+  const std::set<std::string_view> known(keys.api.begin(), keys.api.end());
+  // One that is still being answered comes back to its state; it goes with the next replacement.
+  std::erase_if(states_, [&](const auto& entry) {
+    return entry.second.running == 0 && !known.contains(entry.first);
+  });
+  for (auto& [key, state] : states_) {
+    const KeyLimits& limits = LimitsOf(key);
+    if (state.limits.requests_per_minute == 0)
+      state.requests_left = static_cast<double>(limits.requests_per_minute);
+    if (state.limits.tokens_per_minute == 0)
+      state.tokens_left = static_cast<double>(limits.tokens_per_minute);
+    state.limits = limits;
+  }
+}
 
 KeyLimiter::State& KeyLimiter::Filled(std::string_view key) {
   const double now = seconds_();
   auto found = states_.find(key);
   if (found == states_.end()) {
-    const auto own = keys_.find(key);
     State state;
-    state.limits = own == keys_.end() ? others_ : own->second;
+    state.limits = LimitsOf(key);
     state.requests_left = static_cast<double>(state.limits.requests_per_minute);
     state.tokens_left = static_cast<double>(state.limits.tokens_per_minute);
     state.filled_at = now;

@@ -1,6 +1,6 @@
 // KeyLimiter: what one API key may take: requests at a time, requests and tokens per minute. Two
 // token buckets per key, which fill evenly and hold a minute's worth. Thread-safe. Used by the
-// service.
+// service. AccessKeys: the keys themselves.
 #pragma once
 
 #include <cstdint>
@@ -25,6 +25,14 @@ struct KeyLimits {
   int64_t requests_per_minute = 0;  // only those that ask for an answer count
   int64_t tokens_per_minute = 0;    // of prompts and answers
   bool any() const { return requests > 0 || requests_per_minute > 0 || tokens_per_minute > 0; }
+};
+
+// Who may ask, and for how much. Plain data: a server's keys can be replaced while it runs.
+struct AccessKeys {
+  std::vector<std::string> api;    // empty: anybody may ask
+  std::vector<std::string> admin;  // open admin routes as well; empty: those are closed
+  // Of the API keys that differ from the others. Admin keys have no limits.
+  std::map<std::string, KeyLimits, std::less<>> limits;
 };
 
 class KeyLimiter;
@@ -69,6 +77,9 @@ class KeyLimiter : public std::enable_shared_from_this<KeyLimiter> {
   // locked out, and none gets more than its share over time.
   // REQUIRES: `key` is one of the server's own, so that the table stays bounded.
   KeyAdmission Admit(std::string_view key, int64_t tokens);
+  // The limits from now on, `others` as they were. What a key has taken stays taken; a limit that
+  // is new begins full. Keys that are no longer among `keys.api` are forgotten.
+  void Replace(const AccessKeys& keys);
   // What Admit would say to the smallest request, before the work of reading a larger one; takes
   // nothing. Nothing: it would not refuse.
   std::optional<KeyAdmission> RefuseEarly(std::string_view key);
@@ -85,15 +96,16 @@ class KeyLimiter : public std::enable_shared_from_this<KeyLimiter> {
   };
 
   State& Filled(std::string_view key);
+  const KeyLimits& LimitsOf(std::string_view key) const;
   static std::optional<KeyAdmission> Refusal(const State& state, int64_t tokens);
   void Return(const std::string& key, int64_t requests, int64_t tokens);
   static HttpHeaders Headers(const State& state);
 
   const KeyLimits others_;
-  const std::map<std::string, KeyLimits, std::less<>> keys_;
   const std::function<double()> seconds_;
   std::mutex mutex_;
-  std::map<std::string, State, std::less<>> states_;  // guarded by mutex_
+  std::map<std::string, KeyLimits, std::less<>> keys_;  // guarded by mutex_
+  std::map<std::string, State, std::less<>> states_;    // guarded by mutex_
 };
 
 // A line of a file of keys: "KEY [requests=N] [requests-per-minute=N] [tokens-per-minute=N]";

@@ -121,6 +121,35 @@ TEST(KeyLineTest, ReadsLimitsAndNamesWhatIsWrong) {
   }
 }
 
+TEST(KeyLimiterTest, NewLimitsForgiveNothing) {
+  Fixture f({.requests_per_minute = 6}, {{"b", {.requests = 1}}});
+  const auto ask = [&] {
+    KeyAdmission admission = f.limiter.Admit("a", 1);
+    if (admission.lease) admission.lease->End(1);
+    return admission;
+  };
+  const KeyAdmission running = f.limiter.Admit("b", 10);
+  for (int i = 0; i < 5; ++i) EXPECT_TRUE(ask().lease);
+  f.limiter.Replace({.api = {"a", "b"},
+                     .admin = {},
+                     .limits = {{"a", {.requests_per_minute = 12}},
+                                {"b", {.requests = 1, .tokens_per_minute = 50}}}});
+  EXPECT_EQ(Header(ask(), "x-ratelimit-remaining-requests"), "0") << "5 of 6 were used";
+  f.now += 5;
+  EXPECT_TRUE(ask().lease) << "12 a minute: one in five seconds";
+  EXPECT_EQ(f.limiter.RefuseEarly("b")->refused_by, "key_concurrency");
+  running.lease->End(10);
+  const KeyAdmission next = f.limiter.Admit("b", 20);
+  EXPECT_EQ(Header(next, "x-ratelimit-remaining-tokens"), "30") << "a new limit begins full";
+
+  // Without limits of its own: those of all the others again.
+  f.limiter.Replace({.api = {"a"}, .admin = {}, .limits = {}});
+  EXPECT_EQ(ask().refused_by, "key_requests");
+  f.now += 10;
+  EXPECT_EQ(Header(ask(), "x-ratelimit-limit-requests"), "6");
+  next.lease->End(20);  // of a key that is gone
+}
+
 TEST(ResetTimeTest, AsOpenAiWritesIt) {
   EXPECT_EQ(ResetTime(0), "0ms");
   EXPECT_EQ(ResetTime(0.02), "20ms");

@@ -111,6 +111,7 @@ void ReadParams(BodyFields& fields, GenerationParams* out) {
   ReadServing(fields, out);
   ReadFormat(fields, out);
   RefuseUnsupported(fields);
+  RefuseOtherInputs(fields);
 }
 
 // The calls that an assistant made earlier, their arguments as JSON: templates write them.

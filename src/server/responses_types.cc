@@ -170,6 +170,7 @@ std::optional<ApiError> ParseResponsesBody(const Json& json, ChatBody* out) {
   ReadServing(fields, &params);
   ReadTools(fields, &out->tools);
   ReadFormat(fields, &params.format);
+  RefuseOtherInputs(fields);
   for (const auto& [name, instead] : kUnsupported) {
     const Json* value = fields.Find(name);
     if (value != nullptr && !AsksForNothing(*value)) fields.Fail(NotImplemented(name, instead));

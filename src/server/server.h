@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "lserve/engine.h"
 #include "server/engine_thread.h"
@@ -42,6 +43,8 @@ class Server {
 
   // As HttpServer's.
   Status ReloadCertificate() { return http_->ReloadCertificate(); }
+  // As Service's.
+  void ReplaceKeys(AccessKeys access) { service_.ReplaceKeys(std::move(access)); }
 
   // Until `signals()`, asked some 50 times a second, is 1 and what was in flight has ended (or the
   // drain time is over), or 2. An error: the engine failed or hangs; then the process should end

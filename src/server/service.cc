@@ -158,14 +158,15 @@ Service::Service(ServiceConfig config,
                  EngineThread* engine,
                  Metrics* metrics,
                  std::function<int64_t()> connections)
-    : config_(std::move(config)),
+    : access_(std::make_shared<const AccessKeys>(std::move(config.access))),
+      config_(std::move(config)),
       engine_(engine),
       metrics_(metrics),
       connections_(std::move(connections)),
       started_at_(UnixSeconds()),
       tool_style_(ToolStyleOf(engine->engine().tokenizer()->ChatTemplateSource())),
       key_limiter_(std::make_shared<KeyLimiter>(config_.default_key_limits,
-                                                config_.key_limits,
+                                                access_->limits,
                                                 [since = Stopwatch()] { return since.seconds(); })),
       grammars_(engine->engine().tokenizer(), engine->engine().info().end_tokens) {}
 
@@ -195,7 +196,7 @@ void Service::Handle(const std::shared_ptr<Exchange>& exchange) const {
   const HttpRequest& request = exchange->request();
   const std::string id = RequestIdFor(request);
   exchange->Note("request_id", id);
-  Call call{exchange, CorsHeaders(request.Header("origin"), config_.allowed_origins)};
+  Call call{exchange, CorsHeaders(request.Header("origin"), config_.allowed_origins), Access()};
   const bool page_allowed = !call.headers.empty();
   call.headers.emplace_back("x-request-id", id);
   if (request.method == "OPTIONS") {
@@ -205,7 +206,7 @@ void Service::Handle(const std::shared_ptr<Exchange>& exchange) const {
     }
     return exchange->Respond({.status = 204, .headers = call.headers});
   }
-  if (!MayAsk(request)) {
+  if (!MayAsk(request, *call.access)) {
     call.headers.emplace_back("WWW-Authenticate", "Bearer");
     return SendError(
         call,
@@ -218,12 +219,23 @@ void Service::Handle(const std::shared_ptr<Exchange>& exchange) const {
   Route(call);
 }
 
-bool Service::MayAsk(const HttpRequest& request) const {
+std::shared_ptr<const AccessKeys> Service::Access() const {
+  const std::lock_guard lock(access_mutex_);
+  return access_;
+}
+
+void Service::ReplaceKeys(AccessKeys access) {
+  auto replacement = std::make_shared<const AccessKeys>(std::move(access));
+  key_limiter_->Replace(*replacement);
+  const std::lock_guard lock(access_mutex_);
+  access_ = std::move(replacement);
+}
+
+bool Service::MayAsk(const HttpRequest& request, const AccessKeys& access) {
   if (IsPublic(request.path)) return true;
   const std::string_view key = PresentedKey(request);
-  if (IsKnownKey(key, config_.admin_keys)) return true;
-  return IsAdmin(request.path) ? false
-                               : config_.api_keys.empty() || IsKnownKey(key, config_.api_keys);
+  if (IsKnownKey(key, access.admin)) return true;
+  return IsAdmin(request.path) ? false : access.api.empty() || IsKnownKey(key, access.api);
 }
 
 void Service::Route(const Call& call) const {
@@ -549,12 +561,12 @@ void Service::Generate(const Call& call,
   }
 }
 
-bool Service::IsLimited(const HttpRequest& request) const {
-  return !config_.api_keys.empty() && !IsKnownKey(PresentedKey(request), config_.admin_keys);
+bool Service::IsLimited(const Call& call) {
+  return !call.access->api.empty() && !IsKnownKey(PresentedKey(call.request()), call.access->admin);
 }
 
 std::optional<ApiError> Service::RefuseEarly(Call* call) const {
-  if (!Generates(call->request().path) || !IsLimited(call->request())) return std::nullopt;
+  if (!Generates(call->request().path) || !IsLimited(*call)) return std::nullopt;
   std::optional<KeyAdmission> refusal = key_limiter_->RefuseEarly(PresentedKey(call->request()));
   if (!refusal) return std::nullopt;
   for (auto& header : refusal->headers) call->headers.push_back(std::move(header));
@@ -565,7 +577,7 @@ std::optional<ApiError> Service::RefuseEarly(Call* call) const {
 std::optional<ApiError> Service::TakeLease(const Call& call,
                                            const std::vector<Request>& requests,
                                            GenerationSetup* setup) const {
-  if (!IsLimited(call.request())) return std::nullopt;
+  if (!IsLimited(call)) return std::nullopt;
   int64_t tokens = 0;
   for (size_t i = 0; i < requests.size(); ++i) {
     // A prompt counts once, whatever the number of its choices.

@@ -6,8 +6,8 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -26,11 +26,8 @@ namespace lserve {
 struct ServiceConfig {
   // What clients call the model; the first is what replies say. Never empty.
   std::vector<std::string> served_model_names;
-  std::vector<std::string> api_keys;    // empty: anybody may ask
-  std::vector<std::string> admin_keys;  // open admin routes as well; empty: those are closed
-  // What an API key may take: of each, and of those that differ. Admin keys have no limits.
-  KeyLimits default_key_limits;
-  std::map<std::string, KeyLimits, std::less<>> key_limits;
+  AccessKeys access;                         // at the start; see ReplaceKeys
+  KeyLimits default_key_limits;              // of every API key without limits of its own
   std::vector<std::string> allowed_origins;  // CORS; "*": every page
   SamplingParams default_sampling;
   // Of a request that gives none; cut to what the context and the cache leave.
@@ -57,17 +54,21 @@ class Service {
   // The route's name for metrics, "other" for an unknown path, so that names stay bounded.
   static std::string HandlerName(std::string_view path);
 
+  // From the next request on. What is being answered goes on, whatever its key. On any thread.
+  void ReplaceKeys(AccessKeys access);
   // New requests are refused with 503 from now on, and /ready fails.
   void BeginDrain() { draining_ = true; }
 
  private:
   struct Call {
     std::shared_ptr<Exchange> exchange;
-    HttpHeaders headers;  // of the response
+    HttpHeaders headers;                                 // of the response
+    std::shared_ptr<const AccessKeys> access = nullptr;  // as when the request came
     const HttpRequest& request() const { return exchange->request(); }
   };
 
-  bool MayAsk(const HttpRequest& request) const;
+  std::shared_ptr<const AccessKeys> Access() const;
+  static bool MayAsk(const HttpRequest& request, const AccessKeys& access);
   void Route(const Call& call) const;
   void Health(const Call& call) const;
   void Ready(const Call& call) const;
@@ -99,7 +100,7 @@ class Service {
                                       std::vector<int32_t> prompt,
                                       Request* out) const;
   // Whether the request's key has limits that hold for this server.
-  bool IsLimited(const HttpRequest& request) const;
+  static bool IsLimited(const Call& call);
   std::optional<ApiError> RefuseEarly(Call* call) const;
   // What the request's key allows; the headers go with every reply.
   std::optional<ApiError> TakeLease(const Call& call,
@@ -112,6 +113,8 @@ class Service {
   static void Send(const Call& call, const Json& json, int status = 200);
   static void SendError(const Call& call, const ApiError& error);
 
+  mutable std::mutex access_mutex_;
+  std::shared_ptr<const AccessKeys> access_;  // guarded by access_mutex_
   const ServiceConfig config_;
   EngineThread* const engine_;
   Metrics* const metrics_;

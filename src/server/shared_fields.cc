@@ -93,6 +93,16 @@ void ReadSampling(BodyFields& fields, GenerationParams* out) {
   ReadLogitBias(fields, out);
 }
 
+void RefuseOtherInputs(BodyFields& fields) {
+  for (const char* name : {"prompt_embeds", "input_embeds", "image_data", "video_data",
+                           "audio_data", "multi_modal_data", "mm_processor_kwargs"}) {
+    const Json* value = fields.Find(name);
+    if (value == nullptr || AsksForNothing(*value)) continue;
+    fields.Fail(NotImplemented(
+        name, "prompts are text or token ids; no tensor is read and nothing is fetched"));
+  }
+}
+
 // The text of a message's content: a string, null, or text parts.
 std::optional<std::string> ContentText(const Json* content, std::string* why) {
   if (content == nullptr || content->is_null()) return "";

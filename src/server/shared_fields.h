@@ -23,6 +23,9 @@ void ReadSparse(BodyFields& fields, GenerationParams* out);
 // vLLM's cache_salt and priority: what a request shares, and when it is served.
 void ReadServing(BodyFields& fields, GenerationParams* out);
 
+// What other servers read beside text: tensors, and files that they fetch. An error, by name.
+void RefuseOtherInputs(BodyFields& fields);
+
 // The text of a message's content: a string, null, or parts of text; the names of their types
 // differ. Nothing, and `why`, if it is something else.
 std::optional<std::string> ContentText(const Json* content, std::string* why);

@@ -2,6 +2,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <thread>
+
 #include "base/strings.h"
 #include "tests/server/running_server.h"
 
@@ -483,7 +486,7 @@ TEST(AuditMetricsTest, SayWhatSparseAttentionLeavesOut) {
 
 TEST(ApiKeyTest, EveryRouteButTheProbesNeedsAKey) {
   RunningServer server([](EngineConfig&, ServerConfig& config) {
-    config.service.api_keys = {"sk-one", "sk-two"};
+    config.service.access.api = {"sk-one", "sk-two"};
     config.service.allowed_origins = {"https://chat.example"};
   });
   EXPECT_EQ(Get(server.port(), "/health").status, 200);
@@ -518,10 +521,10 @@ TEST(ApiKeyTest, EveryRouteButTheProbesNeedsAKey) {
 
 TEST(KeyLimitsTest, AreHeldPerKeyAndSaidInHeaders) {
   RunningServer server([](EngineConfig&, ServerConfig& config) {
-    config.service.api_keys = {"sk-one", "sk-two"};
-    config.service.admin_keys = {"sk-admin"};
+    config.service.access.api = {"sk-one", "sk-two"};
+    config.service.access.admin = {"sk-admin"};
     config.service.default_key_limits = {.requests = 1, .tokens_per_minute = 100000};
-    config.service.key_limits["sk-two"] = {.requests_per_minute = 1};
+    config.service.access.limits["sk-two"] = {.requests_per_minute = 1};
   });
   const auto ask = [&](const char* key, const char* path = "/v1/chat/completions") {
     return Post(server.port(), path, ChatJson("hi", R"(,"max_tokens":2)"),
@@ -561,10 +564,49 @@ TEST(KeyLimitsTest, AreHeldPerKeyAndSaidInHeaders) {
   EXPECT_TRUE(server.WaitFor([&] { return ask("sk-one").status == 200; }));
 }
 
+TEST(ApiKeyTest, KeysAreReplacedWhileClientsAsk) {
+  RunningServer server([](EngineConfig&, ServerConfig& config) {
+    config.service.access.api = {"sk-old", "sk-both"};
+    config.service.access.admin = {"sk-admin-old"};
+  });
+  const auto ask = [&](std::string_view key) {
+    return Post(server.port(), "/v1/chat/completions", ChatJson("hi", R"(,"max_tokens":1)"),
+                StrCat("Authorization: Bearer ", key, "\r\n"));
+  };
+  HttpClient running(server.port());
+  running.Send(
+      HttpClient::PostBytes("/v1/chat/completions",
+                            ChatJson("hi", R"(,"stream":true,"ignore_eos":true,"max_tokens":400)"),
+                            "Authorization: Bearer sk-old\r\n"));
+  ASSERT_TRUE(running.ReadUntil("\"role\":\"assistant\""));
+  std::atomic<bool> ends = false;
+  std::atomic<int> refused = 0;
+  std::thread client([&] {
+    while (!ends) refused += ask("sk-both").status == 200 ? 0 : 1;
+  });
+  const AccessKeys keys = {.api = {"sk-both", "sk-new"},
+                           .admin = {"sk-admin-new"},
+                           .limits = {{"sk-new", {.requests_per_minute = 7}}}};
+  for (int i = 0; i < 20; ++i) server.ReplaceKeys(keys);
+  EXPECT_EQ(ask("sk-old").status, 401);
+  EXPECT_EQ(ask("sk-new").headers.at("x-ratelimit-limit-requests"), "7");
+  for (const auto& [key, status] :
+       {std::pair("sk-admin-old", 401), std::pair("sk-admin-new", 200)}) {
+    EXPECT_EQ(Post(server.port(), "/reset_prefix_cache", "{}",
+                   StrCat("Authorization: Bearer ", key, "\r\n"))
+                  .status,
+              status);
+  }
+  ends = true;
+  client.join();
+  EXPECT_EQ(refused, 0) << "of a key that was always one";
+  EXPECT_TRUE(running.ReadReply().body.ends_with("data: [DONE]\n\n")) << "begun is begun";
+}
+
 TEST(AdminKeyTest, OpensWhatNoOtherKeyOpens) {
   RunningServer server([](EngineConfig&, ServerConfig& config) {
-    config.service.api_keys = {"sk-user"};
-    config.service.admin_keys = {"sk-admin"};
+    config.service.access.api = {"sk-user"};
+    config.service.access.admin = {"sk-admin"};
   });
   const char* user = "Authorization: Bearer sk-user\r\n";
   const char* admin = "Authorization: Bearer sk-admin\r\n";

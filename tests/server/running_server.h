@@ -9,6 +9,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/json.h"
@@ -31,6 +32,7 @@ class RunningServer {
   // Polls until `done`, at most 60 s.
   bool WaitFor(const std::function<bool()>& done) const;
   Status ReloadCertificate() { return server_->ReloadCertificate(); }
+  void ReplaceKeys(AccessKeys access) { server_->ReplaceKeys(std::move(access)); }
   // As a SIGTERM does.
   void Signal() { ++signals_; }
   // Waits for Server::Run to end.

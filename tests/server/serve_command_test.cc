@@ -161,6 +161,52 @@ TEST(ServeCommandTest, AHangUpReadsTheCertificateAgain) {
   EXPECT_EQ(server.Wait(), 0) << server.err();
 }
 
+TEST(ServeCommandTest, AHangUpReadsTheKeysAgain) {
+  const std::string file = testing::TempDir() + "serve_new_keys";
+  const std::string admin_file = testing::TempDir() + "serve_new_admin_keys";
+  const auto write = [&](const std::string& keys, const std::string& admin_keys) {
+    std::ofstream(file) << keys;
+    std::ofstream(admin_file) << admin_keys;
+  };
+  write("sk-old\n", "sk-admin\n");
+  ServeProcess server({"--api-key-file", file, "--admin-key-file", admin_file, "--no-access-log"});
+  ASSERT_GT(server.port(), 0) << server.err();
+  const auto ask = [&](std::string_view key) {
+    return Get(server.port(), "/v1/models", StrCat("Authorization: Bearer ", key, "\r\n")).status;
+  };
+  EXPECT_EQ(ask("sk-new"), 401);
+
+  write("sk-new requests-per-minute=3\n", "sk-admin\n");
+  server.Signal(SIGHUP);
+  ASSERT_TRUE(server.ReadUntil("(API keys: 1, admin keys: 1)")) << server.err();
+  EXPECT_EQ(ask("sk-new"), 200);
+  EXPECT_EQ(ask("sk-old"), 401);
+  EXPECT_EQ(Post(server.port(), "/v1/chat/completions", kChat, "Authorization: Bearer sk-new\r\n")
+                .headers.at("x-ratelimit-limit-requests"),
+            "3");
+
+  // What is wrong anywhere changes nothing, and is said.
+  const std::pair<const char*, const char*> wrong[] = {
+      {"sk-third request=1\n", "line 1: after the key comes request..., expected requests=N"},
+      {"# nobody\n", "holds no key"}};
+  for (const auto& [keys, why] : wrong) {
+    write(keys, "sk-admin-new\n");
+    server.Signal(SIGHUP);
+    ASSERT_TRUE(server.ReadUntil("the keys stay as they were: ")) << server.err();
+    EXPECT_THAT(server.err(), HasSubstr(StrCat(file, keys[0] == '#' ? ": " : ", ", why)));
+    EXPECT_EQ(ask("sk-new"), 200);
+    EXPECT_EQ(ask("sk-admin"), 200);
+    EXPECT_EQ(ask("sk-admin-new"), 401) << "all or nothing";
+  }
+  std::filesystem::remove(file);
+  server.Signal(SIGHUP);
+  ASSERT_TRUE(server.ReadUntil("No such file")) << server.err();
+  EXPECT_EQ(ask("sk-new"), 200);
+  server.Signal(SIGTERM);
+  EXPECT_EQ(server.Wait(), 0) << server.err();
+  EXPECT_EQ(server.err().find("sk-"), std::string::npos) << "keys are not logged";
+}
+
 TEST(ServeCommandTest, AnEmptyKeyFileIsRefused) {
   ServeProcess server({"--api-key-file", "/dev/null"});
   EXPECT_EQ(server.port(), 0);
