@@ -191,9 +191,10 @@ void DiskTier::Save(std::shared_ptr<const Stretch> stretch) {
       ++stats_.dropped;
       return;
     }
-    queued_bytes_ += bytes;
-    pending_.insert(write.name);
+    // In this order: what is pending is in the queue, whenever memory runs out.
     queue_.push_back(std::move(write));
+    queued_bytes_ += bytes;
+    pending_.insert(queue_.back().name);
   }
   wake_.notify_one();
 }

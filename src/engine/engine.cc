@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/strings.h"
+#include "base/within_memory.h"
 #include "engine/admission.h"
 #include "engine/attention_probe.h"
 #include "engine/auditor.h"
@@ -18,36 +19,6 @@
 #include "engine/sequence.h"
 
 namespace lserve {
-
-std::string_view Name(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::kStop:
-      return "stop";
-    case FinishReason::kLength:
-      return "length";
-    case FinishReason::kCancelled:
-      return "cancelled";
-    case FinishReason::kError:
-      return "error";
-  }
-  return "?";
-}
-
-std::string_view Name(PrefixEnd end) {
-  switch (end) {
-    case PrefixEnd::kNone:
-      return "none";
-    case PrefixEnd::kWhole:
-      return "whole";
-    case PrefixEnd::kEnds:
-      return "ends";
-    case PrefixEnd::kDiffers:
-      return "differs";
-    case PrefixEnd::kSettings:
-      return "settings";
-  }
-  return "?";
-}
 
 class Engine::Impl {
  public:
@@ -88,7 +59,18 @@ class Engine::Impl {
     bool draws = false;                // a token follows from the logits of its last row
   };
 
-  Status BuildBatch(const std::vector<Scheduled>& step);
+  Status AddSequence(Request request, RequestId* added);
+  // Ends who is cancelled or starved and picks the next step.
+  Status Plan(std::vector<Scheduled>* step, std::vector<RequestEvent>* events);
+  // Computes a step or a part of one. If memory runs out, what was not computed yet is tried again
+  // in halves, so that it can go to whoever needs little; who finds none alone ends with an error.
+  Status RunMembers(std::span<const Scheduled> step, std::vector<RequestEvent>* events);
+  // The same in one batch. With an error, `done` members have had their part, the others are as
+  // they were.
+  Status RunBatch(std::span<const Scheduled> step,
+                  size_t* done,
+                  std::vector<RequestEvent>* events);
+  Status BuildBatch(std::span<const Scheduled> step);
   Status AllocateSelection(Sequence* sequence);
   Status RequestTileLists();
   // Lists as the host sees them.
@@ -118,16 +100,20 @@ class Engine::Impl {
   // gives, and says which members those are. Copies them, or only the columns of the largest.
   Status LoadLogits(size_t first);
   Result<RequestEvent> Finalize(size_t index);
+  // What concerns the member alone: an error is its request's.
+  Status TakePart(size_t index, RequestEvent* event);
   Status DrawToken(const Member& member, size_t logits_row, RequestEvent* event);
   void Finish(Sequence* sequence, FinishReason reason, RequestEvent* event);
   void FillStats(const Sequence& sequence, RequestStats* stats) const;
-  std::vector<RequestEvent> TakeCancelled();
+  void Fail(Sequence* sequence, Status error, std::vector<RequestEvent>* events);
+  void TakeCancelled(std::vector<RequestEvent>* events);
   // Ends the sequences that no memory is left for; whether there was one.
   bool TakeStarved(std::vector<RequestEvent>* events);
 
   EvenSample audited_requests_;
   EvenSample audited_steps_;
   RequestId next_id_ = 1;
+  bool plan_failed_ = false;  // in the last step, for want of memory
   Batch batch_;
   std::vector<Member> members_;
   Buffer tile_list_memory_;            // of the plan's prefill lists
@@ -145,6 +131,12 @@ Status Engine::Impl::Check(const Request& request) const {
 }
 
 Result<RequestId> Engine::Impl::Add(Request request) {
+  RequestId id = 0;
+  LS_TRY(WithinMemory([&] { return AddSequence(std::move(request), &id); }));
+  return id;
+}
+
+Status Engine::Impl::AddSequence(Request request, RequestId* added) {
   LS_TRY(Check(request));
   const AttentionSettings attention = request.attention.value_or(config_.attention);
   const int64_t max_tokens = MaxTokens(parts_, request);
@@ -152,6 +144,8 @@ Result<RequestId> Engine::Impl::Add(Request request) {
   std::vector<std::string> stops = request.stop;
   auto sequence = std::make_unique<Sequence>(id, std::move(request), attention,
                                              SequenceCache(parts_.pool.get(), parts_.store.get()));
+  sequence->rank =
+      RankOf(sequence->request.priority, config_.priority_ageing_seconds, parts_.seconds());
   sequence->max_tokens = max_tokens;
   sequence->spare_pages = SparePages(parts_);
   sequence->keeps_streaming = sequence->request.keep_streaming_pages;
@@ -163,24 +157,29 @@ Result<RequestId> Engine::Impl::Add(Request request) {
   sequence->stats.prompt_tokens = sequence->prompt_size();
   if (parts_.tokenizer != nullptr) sequence->text.emplace(*parts_.tokenizer, std::move(stops));
   scheduler_.Add(std::move(sequence));
-  return id;
+  *added = id;
+  return Status();
 }
 
 void Engine::Impl::Cancel(RequestId id) {
-  for (Sequence* sequence : scheduler_.sequences()) {
-    if (sequence->id == id) sequence->cancelled = true;
-  }
+  Sequence* const sequence = scheduler_.Find(id);
+  if (sequence != nullptr) sequence->cancelled = true;
 }
 
-std::vector<RequestEvent> Engine::Impl::TakeCancelled() {
-  std::vector<RequestEvent> events;
+void Engine::Impl::TakeCancelled(std::vector<RequestEvent>* events) {
   for (Sequence* sequence : scheduler_.sequences()) {
     if (!sequence->cancelled) continue;
     RequestEvent event{.id = sequence->id};
     Finish(sequence, FinishReason::kCancelled, &event);
-    events.push_back(std::move(event));
+    events->push_back(std::move(event));
   }
-  return events;
+}
+
+void Engine::Impl::Fail(Sequence* sequence, Status error, std::vector<RequestEvent>* events) {
+  RequestEvent event{.id = sequence->id};
+  event.error = std::move(error);
+  Finish(sequence, FinishReason::kError, &event);
+  events->push_back(std::move(event));
 }
 
 bool Engine::Impl::TakeStarved(std::vector<RequestEvent>* events) {
@@ -188,14 +187,13 @@ bool Engine::Impl::TakeStarved(std::vector<RequestEvent>* events) {
   for (Sequence* sequence : scheduler_.sequences()) {
     if (!sequence->starved) continue;
     any = true;
-    RequestEvent event{.id = sequence->id};
-    event.error = Status(
-        Code::kOutOfMemory,
-        StrCat("no page is left for the request although the KV cache of ",
-               parts_.pool->budget_bytes() >> 20, " MiB holds nothing else: the device gave less, ",
-               "expected all of it; lower --kv-cache-bytes or free its memory"));
-    Finish(sequence, FinishReason::kError, &event);
-    events->push_back(std::move(event));
+    Fail(sequence,
+         Status(Code::kOutOfMemory,
+                StrCat("no page is left for the request although the KV cache of ",
+                       parts_.pool->budget_bytes() >> 20,
+                       " MiB holds nothing else: the device gave less, ",
+                       "expected all of it; lower --kv-cache-bytes or free its memory")),
+         events);
   }
   return any;
 }
@@ -216,7 +214,7 @@ Status Engine::Impl::AllocateSelection(Sequence* sequence) {
   return Status();
 }
 
-Status Engine::Impl::BuildBatch(const std::vector<Scheduled>& step) {
+Status Engine::Impl::BuildBatch(std::span<const Scheduled> step) {
   batch_.Clear();
   members_.clear();
   const KvLayout& layout = parts_.store->layout();
@@ -332,7 +330,13 @@ Status Engine::Impl::BeginAudits() {
     auto audit = std::make_unique<StepAudit>();
     const Stopwatch watch;
     if (selects(member)) {
-      std::optional<std::vector<float>> logits = LS_TRY(ShadowPass(member));
+      std::optional<std::vector<float>> logits;
+      const Status status = WithinMemory([&] {
+        logits = LS_TRY(ShadowPass(member));
+        return Status();
+      });
+      // No request fails because it is audited.
+      if (!status.ok() && status.code() != Code::kOutOfMemory) return status;
       if (!logits) {
         ++member.scheduled.sequence->stats.audit.skipped_steps;
         ++audit_.skipped_steps;
@@ -481,25 +485,16 @@ Status Engine::Impl::AfterForward(const Member& member) {
 
 // Before the streaming way is trimmed: the windows of all resume points behind `first` are there.
 void Engine::Impl::KeepPrefix(const Sequence& sequence, int64_t first) {
-  // The next question about the same document is about that long, and differs from its start on.
-  constexpr int64_t kQuestionTokens = 256;
   const int64_t kept = sequence.request.keep_prefix;
   const int64_t done = std::min(sequence.cache.num_tokens(), kept);
-  std::vector<int64_t> points = {
-      ResumePosition(sequence.attention,
-                     std::max<int64_t>(0, kept - kQuestionTokens) / kTileTokens * kTileTokens),
-      ResumePosition(sequence.attention, kept)};
-  for (int64_t p = (first / kResumeTokens + 1) * kResumeTokens; p <= done; p += kResumeTokens)
-    points.push_back(p);
-  for (const int64_t point : points) {
-    if (point <= first || point > done) continue;
+  for (const int64_t point : ResumePoints(sequence.attention, kept, first, done)) {
     prefixes_.Add(
         sequence.request.prompt, point,
         {.settings = sequence.attention, .salt = sequence.request.cache_salt},
         [&](Way way, PageIdx page) { return sequence.cache.SharePage(way, page); },
         sequence.keeps_streaming ? PrefixTree::StreamingPages::kAll
                                  : PrefixTree::StreamingPages::kNeeded);
-    if (point % kStretchTokens == 0 || point == points[1]) {
+    if (point % kStretchTokens == 0 || point == ResumePosition(sequence.attention, kept)) {
       archive_.Keep(sequence.request.prompt, point,
                     {.settings = sequence.attention, .salt = sequence.request.cache_salt});
     }
@@ -599,30 +594,34 @@ Status Engine::Impl::DrawToken(const Member& member, size_t logits_row, RequestE
 }
 
 Result<RequestEvent> Engine::Impl::Finalize(size_t index) {
-  const Member& member = members_[index];
-  Sequence* sequence = member.scheduled.sequence;
-  RequestEvent event{.id = sequence->id};
-  Status status;
-  if (!member.decodes && sequence->request.on_prompt_logits) status = EmitPromptLogits(member);
   // Before anything waits for the device: the members' logits in one product, which reads the
   // weight once.
-  if (member.draws &&
+  if (members_[index].draws &&
       std::find(logit_members_.begin(), logit_members_.end(), index) == logit_members_.end()) {
     LS_TRY(LoadLogits(index));
   }
-  LS_TRY(AfterForward(member));
-  event.prefill_done = std::min(sequence->computed_tokens, sequence->prompt_size());
-  if (status.ok() && member.draws) {
-    const auto at = std::find(logit_members_.begin(), logit_members_.end(), index);
-    status = DrawToken(member, static_cast<size_t>(at - logit_members_.begin()), &event);
-  }
+  Sequence* sequence = members_[index].scheduled.sequence;
+  RequestEvent event{.id = sequence->id};
+  Status status = WithinMemory([&] { return TakePart(index, &event); });
   if (status.code() == Code::kDeviceLost) return status;
   if (!status.ok()) {
-    event.error = status;
+    event.error = std::move(status);
     Finish(sequence, FinishReason::kError, &event);
   }
   if (!event.finished.has_value()) FillStats(*sequence, &event.stats);
   return event;
+}
+
+Status Engine::Impl::TakePart(size_t index, RequestEvent* event) {
+  const Member& member = members_[index];
+  Sequence* sequence = member.scheduled.sequence;
+  Status status;
+  if (!member.decodes && sequence->request.on_prompt_logits) status = EmitPromptLogits(member);
+  LS_TRY(AfterForward(member));
+  event->prefill_done = std::min(sequence->computed_tokens, sequence->prompt_size());
+  if (!status.ok() || !member.draws) return status;
+  const auto at = std::find(logit_members_.begin(), logit_members_.end(), index);
+  return DrawToken(member, static_cast<size_t>(at - logit_members_.begin()), event);
 }
 
 void Engine::Impl::Finish(Sequence* sequence, FinishReason reason, RequestEvent* event) {
@@ -649,22 +648,72 @@ void Engine::Impl::FillStats(const Sequence& sequence, RequestStats* stats) cons
   }
 }
 
-Result<std::vector<RequestEvent>> Engine::Impl::Step() {
-  std::vector<RequestEvent> events = TakeCancelled();
-  std::vector<Scheduled> step = scheduler_.Schedule();
+Status Engine::Impl::Plan(std::vector<Scheduled>* step, std::vector<RequestEvent>* events) {
+  events->reserve(scheduler_.size());  // at most one of each: an event that happened is not lost
+  TakeCancelled(events);
+  *step = scheduler_.Schedule();
   // A step in which the last running sequence was preempted is empty; the next one is not.
-  while (step.empty() && scheduler_.has_work()) {
-    if (TakeStarved(&events)) return events;
-    step = scheduler_.Schedule();
+  while (step->empty() && scheduler_.has_work()) {
+    if (TakeStarved(events)) break;
+    *step = scheduler_.Schedule();
   }
-  if (step.empty()) return events;
-  const Stopwatch watch;
+  return Status();
+}
+
+Status Engine::Impl::RunBatch(std::span<const Scheduled> step,
+                              size_t* done,
+                              std::vector<RequestEvent>* events) {
   LS_TRY(BuildBatch(step));
   LS_TRY(BeginAudits());
   SetObserver();
   LS_TRY(parts_.model->Forward(batch_, parts_.store.get()));
   logit_members_.clear();
-  for (size_t i = 0; i < members_.size(); ++i) events.push_back(LS_TRY(Finalize(i)));
+  for (size_t i = 0; i < members_.size(); ++i, ++*done) events->push_back(LS_TRY(Finalize(i)));
+  return Status();
+}
+
+Status Engine::Impl::RunMembers(std::span<const Scheduled> step,
+                                std::vector<RequestEvent>* events) {
+  for (const Scheduled& member : step)
+    member.sequence->selection_before = member.sequence->selection;
+  size_t done = 0;
+  const Status status = WithinMemory([&] { return RunBatch(step, &done, events); });
+  if (status.code() != Code::kOutOfMemory || done == step.size()) return status;
+  const std::span<const Scheduled> rest = step.subspan(done);
+  // Nothing of them was counted, and what they wrote to the cache is written again; but lists that
+  // were planned have not all been chosen.
+  for (const Scheduled& member : rest) {
+    Sequence* sequence = member.sequence;
+    sequence->selection.age = sequence->selection_before.age;
+    sequence->selection.num_pages = sequence->selection_before.num_pages;
+  }
+  if (rest.size() == 1) {
+    Fail(rest[0].sequence, status, events);
+    return Status();
+  }
+  const size_t half = rest.size() / 2;
+  LS_TRY(RunMembers(rest.first(half), events));
+  return RunMembers(rest.subspan(half), events);
+}
+
+Result<std::vector<RequestEvent>> Engine::Impl::Step() {
+  std::vector<RequestEvent> events;
+  std::vector<Scheduled> step;
+  const Status planned = WithinMemory([&] { return Plan(&step, &events); });
+  if (planned.code() == Code::kOutOfMemory) {
+    scheduler_.DropPlan();
+    // It is tried once more; then whoever ranks last makes room.
+    if (!std::exchange(plan_failed_, true)) return events;
+    Sequence* const lowest = scheduler_.lowest();
+    if (lowest == nullptr || events.size() == events.capacity()) return planned;
+    Fail(lowest, planned, &events);
+    return events;
+  }
+  LS_TRY(planned);
+  plan_failed_ = false;
+  if (step.empty()) return events;
+  const Stopwatch watch;
+  LS_TRY(RunMembers(step, &events));
   scheduler_.RecordStep(step, watch.milliseconds());  // reads no sequence: some are gone
   return events;
 }

@@ -28,6 +28,8 @@ struct EngineInputs {
   // Gets the backend that the engine made and returns the one that it is to use, which owns the
   // first: for counting and timing ops without a line in the engine.
   std::function<std::unique_ptr<Backend>(std::unique_ptr<Backend>)> wrap_backend;
+  // The clock that ranks go by, in seconds, never backwards; empty: the system's steady clock.
+  std::function<double()> seconds;
 };
 
 }  // namespace lserve

@@ -23,8 +23,9 @@ void HostTier::Save(std::shared_ptr<const Stretch> stretch) {
   }
   const std::string name = index_.NameOf(snapshot.family, snapshot.tokens);
   if (!index_.Contains(name)) {
+    // In this order: what the index finds is there.
+    stretches_.insert_or_assign(name, stretch);
     index_.Insert(name, snapshot, bytes);
-    stretches_.emplace(name, std::move(stretch));
   }
   stats_.bytes = index_.bytes();
   stats_.stretches = index_.size();

@@ -1,6 +1,7 @@
 #include "engine/scheduler.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "attention/policy.h"
@@ -14,12 +15,13 @@ namespace {
 constexpr int64_t kExpectedAnswerTokens = 512;
 
 bool RanksBefore(const Sequence& a, const Sequence& b) {
-  return a.request.priority != b.request.priority ? a.request.priority < b.request.priority
-                                                  : a.id < b.id;
+  return a.rank != b.rank ? a.rank < b.rank : a.id < b.id;
 }
 
-template <class Queue>
-void InsertByRank(std::unique_ptr<Sequence> sequence, Queue* queue) {
+// REQUIRES: the queue has capacity for one more, so that no sequence is lost for want of memory.
+void InsertByRank(std::unique_ptr<Sequence> sequence,
+                  std::vector<std::unique_ptr<Sequence>>* queue) {
+  LS_CHECK_LT(queue->size(), queue->capacity());
   const auto place =
       std::upper_bound(queue->begin(), queue->end(), sequence,
                        [](const auto& a, const auto& b) { return RanksBefore(*a, *b); });
@@ -68,7 +70,19 @@ SequenceCache::Need WorstCasePages(const AttentionSettings& settings,
   return need;
 }
 
+double RankOf(int64_t priority, double ageing_seconds, double arrival_seconds) {
+  const double value = static_cast<double>(priority);
+  return ageing_seconds > 0 ? arrival_seconds + value * ageing_seconds : value;
+}
+
 void Scheduler::Add(std::unique_ptr<Sequence> sequence) {
+  // Either may have to take all; from here on they change hands without allocating.
+  const size_t all = waiting_.size() + running_.size() + 1;
+  const auto make_room = [&](std::vector<std::unique_ptr<Sequence>>* queue) {
+    if (queue->capacity() < all) queue->reserve(2 * all);
+  };
+  make_room(&waiting_);
+  make_room(&running_);
   InsertByRank(std::move(sequence), &waiting_);
 }
 
@@ -119,7 +133,10 @@ bool Scheduler::CouldFit(const Sequence& candidate, size_t count) const {
 
 size_t Scheduler::NumNotWorse(const Sequence& candidate) const {
   size_t count = running_.size();
-  while (count > 0 && running_[count - 1]->request.priority > candidate.request.priority) --count;
+  const auto is_worse = [&](const Sequence& other) {
+    return RanksBefore(candidate, other) && other.request.priority > candidate.request.priority;
+  };
+  while (count > 0 && is_worse(*running_[count - 1])) --count;
   return count;
 }
 
@@ -191,7 +208,7 @@ void Scheduler::Admit() {
     }
     // Preempted sequences wait behind the one that took their place.
     std::unique_ptr<Sequence> admitted = std::move(waiting_.front());
-    waiting_.pop_front();
+    waiting_.erase(waiting_.begin());
     for (const auto& other : running_) {
       if (!other->in_prompt()) continue;
       admitted->even_tokens = std::max(admitted->even_tokens, other->even_tokens);
@@ -289,6 +306,14 @@ bool Scheduler::ReservePages(const Scheduled& scheduled) {
   return true;
 }
 
+std::vector<int64_t> Scheduler::Classes(std::span<Sequence* const> prompts) {
+  std::vector<int64_t> classes(prompts.size());
+  int64_t best = std::numeric_limits<int64_t>::max();
+  for (size_t i = prompts.size(); i-- > 0;)
+    classes[i] = best = std::min(best, prompts[i]->request.priority);
+  return classes;
+}
+
 std::vector<Scheduled> Scheduler::Schedule() {
   Admit();
   std::vector<Scheduled> step;
@@ -301,12 +326,10 @@ std::vector<Scheduled> Scheduler::Schedule() {
     }
   }
   int budget = PrefillBudget(static_cast<int>(step.size()));
+  const std::vector<int64_t> classes = Classes(prompts);
   for (size_t first = 0; first < prompts.size();) {
     size_t last = first + 1;
-    while (last < prompts.size() &&
-           prompts[last]->request.priority == prompts[first]->request.priority) {
-      ++last;
-    }
+    while (last < prompts.size() && classes[last] == classes[first]) ++last;
     budget = SharePrefill(std::span(prompts).subspan(first, last - first), budget, &step);
     first = last;
   }
@@ -325,11 +348,33 @@ std::vector<Scheduled> Scheduler::Schedule() {
   return step;
 }
 
+void Scheduler::DropPlan() {
+  for (const auto& sequence : waiting_) sequence->cache = sequence->cache.Fork(0);
+}
+
 std::vector<Sequence*> Scheduler::sequences() const {
   std::vector<Sequence*> all;
+  all.reserve(size());
   for (const auto& sequence : running_) all.push_back(sequence.get());
   for (const auto& sequence : waiting_) all.push_back(sequence.get());
   return all;
+}
+
+Sequence* Scheduler::Find(RequestId id) const {
+  for (const auto* queue : {&running_, &waiting_}) {
+    for (const auto& sequence : *queue) {
+      if (sequence->id == id) return sequence.get();
+    }
+  }
+  return nullptr;
+}
+
+Sequence* Scheduler::lowest() const {
+  if (waiting_.empty()) return running_.empty() ? nullptr : running_.back().get();
+  if (running_.empty()) return waiting_.back().get();
+  Sequence* const a = running_.back().get();
+  Sequence* const b = waiting_.back().get();
+  return RanksBefore(*a, *b) ? b : a;
 }
 
 void Scheduler::Remove(RequestId id) {

@@ -25,6 +25,8 @@ struct Sequence {
         sampler(request.sampling, request.prompt) {}
 
   RequestId id;
+  // Its place among all: the lower first, of equal ones the lower id (RankOf()). It never changes.
+  double rank = 0;
   Request request;
   AttentionSettings attention;
   SequenceCache cache;
@@ -51,6 +53,7 @@ struct Sequence {
   // Memory of the page lists, allocated at the first decode step that is sparse.
   Buffer selection_memory;
   SelectionState selection;
+  SelectionState selection_before;  // as it was before the step
   // The lists as the host last read them, after a selection; empty: not yet. As SelectionTable.
   std::vector<int> selected_num_runs;
   std::vector<PageRun> selected_runs;
