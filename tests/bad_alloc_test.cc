@@ -1,5 +1,5 @@
-// std::bad_alloc at every allocation that the engine's thread makes for requests: whoever it strikes
-// ends with an error or does not notice, the others' answers are right, no page is lost.
+// std::bad_alloc at every allocation that the engine's thread makes for requests: whoever it
+// strikes ends with an error or does not notice, the others' answers are right, no page is lost.
 #include <gtest/gtest.h>
 
 #include <cstdlib>

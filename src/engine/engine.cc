@@ -1,6 +1,7 @@
 #include "lserve/engine.h"
 
 #include <algorithm>
+#include <chrono>
 #include <limits>
 #include <memory>
 #include <utility>
@@ -26,7 +27,7 @@ class Engine::Impl {
       : parts_(std::move(parts)),
         config_(parts_.config),
         prefixes_(parts_.pool.get(), parts_.store.get()),
-        archive_(&prefixes_, parts_.pool.get(), parts_.store.get(), &parts_.tiers),
+        archive_(&prefixes_, parts_.pool.get(), parts_.store.get(), &parts_.tiers, parts_.seconds),
         scheduler_(parts_.pool.get(),
                    &prefixes_,
                    &archive_,
@@ -67,9 +68,7 @@ class Engine::Impl {
   Status RunMembers(std::span<const Scheduled> step, std::vector<RequestEvent>* events);
   // The same in one batch. With an error, `done` members have had their part, the others are as
   // they were.
-  Status RunBatch(std::span<const Scheduled> step,
-                  size_t* done,
-                  std::vector<RequestEvent>* events);
+  Status RunBatch(std::span<const Scheduled> step, size_t* done, std::vector<RequestEvent>* events);
   Status BuildBatch(std::span<const Scheduled> step);
   Status AllocateSelection(Sequence* sequence);
   Status RequestTileLists();
@@ -655,6 +654,11 @@ Status Engine::Impl::Plan(std::vector<Scheduled>* step, std::vector<RequestEvent
   // A step in which the last running sequence was preempted is empty; the next one is not.
   while (step->empty() && scheduler_.has_work()) {
     if (TakeStarved(events)) break;
+    if (scheduler_.is_loading()) {
+      // Nothing to compute before a prefix is read. Not for long: there may be mail.
+      archive_.Wait(std::chrono::milliseconds(10));
+      break;
+    }
     *step = scheduler_.Schedule();
   }
   return Status();
@@ -760,7 +764,10 @@ KvTierStats Engine::host_tier() const {
 }
 KvTierStats Engine::disk_tier() const {
   const PrefixTier* tier = impl_->parts_.tiers.disk.get();
-  return tier == nullptr ? KvTierStats() : tier->stats();
+  if (tier == nullptr) return {};
+  KvTierStats stats = tier->stats();
+  stats.slow = impl_->archive_.num_slow();
+  return stats;
 }
 std::optional<double> Engine::selector_seconds() const {
   if (impl_->parts_.backend->queues_ops()) return std::nullopt;

@@ -316,6 +316,8 @@ Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) 
                     "a restart finds again; leave it out");
     }
     parts.tiers.disk = LS_TRY(OpenDiskTier(parts, kinds, max_model_len));
+    if (inputs.wrap_disk_tier)
+      parts.tiers.disk = inputs.wrap_disk_tier(std::move(parts.tiers.disk));
   }
 
   EngineInfo& info = parts.info;

@@ -31,6 +31,13 @@ void HostTier::Save(std::shared_ptr<const Stretch> stretch) {
   stats_.stretches = index_.size();
 }
 
+std::string HostTier::Find(std::string_view family,
+                           std::span<const int32_t> prompt,
+                           int64_t first_token,
+                           int64_t at_least) {
+  return index_.Find(family, prompt, first_token, at_least);
+}
+
 std::shared_ptr<const Stretch> HostTier::Load(std::string_view family,
                                               std::span<const int32_t> prompt,
                                               int64_t first_token,

@@ -70,10 +70,9 @@ PrefixTree::Node* PrefixTree::AddChild(Node* parent, std::span<const int32_t> to
   node->last_used = now_;
   node->parent = parent;
   const bool was_leaf = parent->children.empty() && parent->parent != nullptr;
-  const auto child = parent->children
-                         .emplace(std::vector<int32_t>(tokens.begin(), tokens.end()),
-                                  std::move(node))
-                         .first;
+  const auto child =
+      parent->children.emplace(std::vector<int32_t>(tokens.begin(), tokens.end()), std::move(node))
+          .first;
   child->second->place = child;
   if (was_leaf) BecomeInner(parent);
   BecomeLeaf(child->second.get());

@@ -41,8 +41,8 @@ struct PrefixKey {
 
 // Invariants: what lies above a node is never dropped before it, a page that a sequence uses is
 // never dropped, and the tokens of a node are compared, not hashed. When memory runs out
-// (std::bad_alloc from Add or Find) the tree is whole, with what was added so far; to drop something
-// takes no memory.
+// (std::bad_alloc from Add or Find) the tree is whole, with what was added so far; to drop
+// something takes no memory.
 class PrefixTree {
  public:
   // Both must outlive the tree.

@@ -143,6 +143,7 @@ size_t Scheduler::NumNotWorse(const Sequence& candidate) const {
 void Scheduler::PreemptLowest() {
   std::unique_ptr<Sequence> victim = std::move(running_.back());
   running_.pop_back();
+  victim->StopLoading();
   victim->cache = victim->cache.Fork(0);
   victim->selection.age = -1;
   victim->selection.num_pages = 0;
@@ -161,6 +162,19 @@ void Scheduler::FindPrefix(Sequence* sequence) const {
   if (sequence->stats.preemptions > 0) return;  // the first look is what the user is told of
   sequence->stats.prefix = found.match;
   sequence->stats.cached_tokens = sequence->cache.num_tokens();
+}
+
+void Scheduler::RestorePrefix(Sequence* sequence) const {
+  const PrefixArchive::Restored restored = archive_->Restore(
+      sequence->request.prompt,
+      {.settings = sequence->attention, .salt = sequence->request.cache_salt}, &sequence->load);
+  sequence->loading = restored.loading;
+  if (restored.some) FindPrefix(sequence);
+}
+
+bool Scheduler::is_loading() const {
+  return std::any_of(running_.begin(), running_.end(),
+                     [](const auto& sequence) { return sequence->loading; });
 }
 
 // Makes room for a candidate that FindPrefix() has seen, at the cost of prefixes and of sequences
@@ -202,10 +216,7 @@ void Scheduler::Admit() {
       next.cache = next.cache.Fork(0);  // who waits holds no page
       return;
     }
-    if (archive_->Restore(next.request.prompt,
-                          {.settings = next.attention, .salt = next.request.cache_salt})) {
-      FindPrefix(&next);
-    }
+    RestorePrefix(&next);
     // Preempted sequences wait behind the one that took their place.
     std::unique_ptr<Sequence> admitted = std::move(waiting_.front());
     waiting_.erase(waiting_.begin());
@@ -315,10 +326,14 @@ std::vector<int64_t> Scheduler::Classes(std::span<Sequence* const> prompts) {
 }
 
 std::vector<Scheduled> Scheduler::Schedule() {
+  for (const auto& sequence : running_) {
+    if (sequence->loading) RestorePrefix(sequence.get());
+  }
   Admit();
   std::vector<Scheduled> step;
   std::vector<Sequence*> prompts;  // by rank
   for (const auto& sequence : running_) {
+    if (sequence->loading) continue;
     if (sequence->in_prompt()) {
       prompts.push_back(sequence.get());
     } else {
@@ -349,7 +364,10 @@ std::vector<Scheduled> Scheduler::Schedule() {
 }
 
 void Scheduler::DropPlan() {
-  for (const auto& sequence : waiting_) sequence->cache = sequence->cache.Fork(0);
+  for (const auto& sequence : waiting_) {
+    sequence->StopLoading();
+    sequence->cache = sequence->cache.Fork(0);
+  }
 }
 
 std::vector<Sequence*> Scheduler::sequences() const {

@@ -42,7 +42,8 @@ struct Scheduled {
 // the same reason.
 class Scheduler {
  public:
-  // `archive`: where prefixes are looked for beyond the tree, once for each admission.
+  // `archive`: where prefixes are looked for beyond the tree when a request is admitted. Those that
+  // have to be read from a disk come while others are computed.
   // `max_decode_gap_ms`: 0, or the time a step should take while answers are being written, prompts
   // get smaller chunks then.
   Scheduler(PagePool* pool,
@@ -60,6 +61,8 @@ class Scheduler {
 
   void Add(std::unique_ptr<Sequence> sequence);
   bool has_work() const { return size() > 0; }
+  // Whether some sequence waits for its prefix to be read.
+  bool is_loading() const;
   size_t size() const { return waiting_.size() + running_.size(); }
 
   // Admits what fits and picks the next step: every decoding sequence with one token, then prompt
@@ -93,6 +96,8 @@ class Scheduler {
   void Admit();
   bool FindPlace(const Sequence& candidate);
   void FindPrefix(Sequence* sequence) const;
+  // Goes on bringing back what the tiers have of its prompt.
+  void RestorePrefix(Sequence* sequence) const;
   // Tokens that its pages are counted for.
   static int64_t ExpectedTokens(const Sequence& sequence, bool worst_case);
   SequenceCache::Need Needs(const Sequence& sequence, bool worst_case) const;

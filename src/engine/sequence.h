@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -10,6 +11,7 @@
 #include "backend/buffer.h"
 #include "base/clock.h"
 #include "engine/sampler.h"
+#include "engine/stretch_loader.h"
 #include "engine/text_output.h"
 #include "kv/two_way_cache.h"
 #include "lserve/request.h"
@@ -40,6 +42,14 @@ struct Sequence {
   // Pages of each way that it may need beyond its own: the copy of a tail that it shares with a
   // prefix, and that of an audit.
   int spare_pages = 1;
+
+  // Runs, but computes nothing while a stretch of its prefix is read.
+  bool loading = false;
+  std::shared_ptr<StretchLoad> load;
+  void StopLoading() {
+    loading = false;
+    load.reset();
+  }
 
   // Tokens that were in the cache at most: what a preempted sequence computes again is below.
   int64_t computed_tokens = 0;

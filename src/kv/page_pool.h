@@ -85,7 +85,7 @@ class PagePool {
   using Granules = std::set<int>;
   struct Granule {
     bool committed = false;
-    Granules::node_type place;         // in `partial` or `empty`, while it is in neither
+    Granules::node_type place;       // in `partial` or `empty`, while it is in neither
     std::vector<PageId> free_pages;  // a stack; empty while not committed
   };
   struct WayPages {

@@ -56,8 +56,7 @@ class WallClock {
     const int fd = mkstemp(path_.data());
     EXPECT_GE(fd, 0);
     EXPECT_EQ(ftruncate(fd, sizeof(int64_t)), 0);
-    void* memory =
-        mmap(nullptr, sizeof(int64_t), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    void* memory = mmap(nullptr, sizeof(int64_t), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     EXPECT_NE(memory, MAP_FAILED);
     close(fd);
     ahead_ = static_cast<std::atomic<int64_t>*>(memory);
