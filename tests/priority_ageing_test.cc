@@ -117,6 +117,8 @@ TEST_F(PriorityAgeing, APromptThatHasWaitedSharesTheStep) {
       }
     }
     EXPECT_EQ(done[low] > 600, ageing > 0) << done[low];
+    // An even share of the last eleven steps, not what it did not get before.
+    EXPECT_LT(done[low], 256 + 11 * 160);
     if (ageing == 0) {
       EXPECT_EQ(done[low], 256);
     }

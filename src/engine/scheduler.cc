@@ -325,6 +325,17 @@ std::vector<int64_t> Scheduler::Classes(std::span<Sequence* const> prompts) {
   return classes;
 }
 
+void Scheduler::LevelAged(std::span<Sequence* const> group, int64_t its_class) {
+  int64_t least = std::numeric_limits<int64_t>::max();
+  for (const Sequence* sequence : group) {
+    if (sequence->request.priority == its_class) least = std::min(least, sequence->even_tokens);
+  }
+  for (Sequence* sequence : group) {
+    if (sequence->request.priority > its_class)
+      sequence->even_tokens = std::max(sequence->even_tokens, least);
+  }
+}
+
 std::vector<Scheduled> Scheduler::Schedule() {
   for (const auto& sequence : running_) {
     if (sequence->loading) RestorePrefix(sequence.get());
@@ -345,7 +356,9 @@ std::vector<Scheduled> Scheduler::Schedule() {
   for (size_t first = 0; first < prompts.size();) {
     size_t last = first + 1;
     while (last < prompts.size() && classes[last] == classes[first]) ++last;
-    budget = SharePrefill(std::span(prompts).subspan(first, last - first), budget, &step);
+    const std::span<Sequence* const> group = std::span(prompts).subspan(first, last - first);
+    LevelAged(group, classes[first]);
+    budget = SharePrefill(group, budget, &step);
     first = last;
   }
   // By rank: who is preempted for pages comes after whom it is preempted for.

@@ -30,7 +30,7 @@ struct StretchLoad {
   double begun = 0;  // seconds
   // Guarded by the loader's mutex.
   bool done = false;
-  std::shared_ptr<const Stretch> stretch;  // null: there is none, or it is damaged
+  std::shared_ptr<const Stretch> stretch = {};  // null: there is none, or it is damaged
 };
 
 // Methods are for one thread, the engine's, but for num_slow().
