@@ -64,7 +64,7 @@ class BadAlloc : public testing::Test {
     config.kv_host_bytes = size_t{8} << 20;
     config.max_num_batched_tokens = 512;
     config.attention.mode = AttentionMode::kSparse;
-    config.attention.token_budget = 128;
+    config.attention.token_budget = 256;
     config.attention.recent_tokens = 64;
     config.attention.prefill_min_position = 256;
     engine_ = MakeEngine(config);

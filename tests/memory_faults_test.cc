@@ -38,8 +38,8 @@ class Pressed {
   // A prompt with chosen tiles and a prefix to keep, one that draws, and a dense one.
   static std::vector<Request> Three() {
     std::vector<Request> all = {};
-    all.push_back(Ask(500, 1, 7));
-    all.back().keep_prefix = 500;
+    all.push_back(Ask(530, 1, 7));
+    all.back().keep_prefix = 530;
     all.push_back(Ask(330, 2, 9));
     all.back().sampling.temperature = 1;
     all.back().sampling.frequency_penalty = 0.2;
@@ -195,7 +195,7 @@ TEST(MemoryFaults, ADeviceWithLessThanItsBudgetServesWhatFits) {
     const int failed = Pressed::NumFailed(engine.Run(Pressed::Three()), right);
     EXPECT_LE(failed, before) << "more memory, fewer answers";
     before = failed;
-    EXPECT_EQ(failed == 3, missing == 1);
+    EXPECT_EQ(failed == 3, missing <= 2) << "each way needs one";
     engine.ExpectNoPageIsLost();
     if (testing::Test::HasFailure()) return;
   }

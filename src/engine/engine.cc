@@ -236,7 +236,8 @@ Status Engine::Impl::BuildBatch(std::span<const Scheduled> step) {
     for (const Way way : kWays) pages.pages[Index(way)] = sequence->cache.pages(way);
     batch_.sequences.push_back(pages);
     if (member.decodes) {
-      LS_TRY(AllocateSelection(sequence));
+      if (ReadsSelectedPages(sequence->attention, layout, first))
+        LS_TRY(AllocateSelection(sequence));
       member.decision = PlanDecode(sequence->attention, layout, member.range, &sequence->selection,
                                    &batch_.decode);
       if (member.decision.selects) {

@@ -116,8 +116,8 @@ class Scheduler {
   // What each of the prompts, given by rank, counts as: the best priority of those that rank with
   // or after it.
   static std::vector<int64_t> Classes(std::span<Sequence* const> prompts);
-  // Who counts as a better priority by having waited begins level with that, as a newcomer does, and
-  // makes up for nothing.
+  // Who counts as a better priority by having waited begins level with that, as a newcomer does,
+  // and makes up for nothing.
   static void LevelAged(std::span<Sequence* const> group, int64_t its_class);
   // Shares `budget` among prompts of one class, in order of rank; what is left of it.
   int SharePrefill(std::span<Sequence* const> prompts, int budget, std::vector<Scheduled>* step);

@@ -11,12 +11,13 @@
 #include "backend/buffer.h"
 #include "base/clock.h"
 #include "engine/sampler.h"
-#include "engine/stretch_loader.h"
 #include "engine/text_output.h"
 #include "kv/two_way_cache.h"
 #include "lserve/request.h"
 
 namespace lserve {
+
+struct StretchLoad;  // engine/stretch_loader.h
 
 struct Sequence {
   Sequence(RequestId request_id, Request r, const AttentionSettings& settings, SequenceCache kv)

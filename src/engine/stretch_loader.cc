@@ -36,7 +36,8 @@ std::shared_ptr<StretchLoad> StretchLoader::Begin(const std::string& name,
   std::erase_if(open_, [](const auto& load) { return load.expired(); });
   for (const auto& open : open_) {
     std::shared_ptr<StretchLoad> load = open.lock();
-    if (load != nullptr && load->name == name && !load->done) return load;
+    if (load != nullptr && load->name == name && (!load->done || load->stretch != nullptr))
+      return load;
   }
   if (open_.size() >= kMostLoads) return nullptr;
   auto load = std::make_shared<StretchLoad>(StretchLoad{.name = name,

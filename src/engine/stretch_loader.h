@@ -49,8 +49,8 @@ class StretchLoader {
   StretchLoader(const StretchLoader&) = delete;
   StretchLoader& operator=(const StretchLoader&) = delete;
 
-  // Reads what PrefixTier::Load says, or joins whoever has the stretch called `name` read; null:
-  // there are kMostLoads already.
+  // Reads what PrefixTier::Load says, or joins whoever has had the stretch called `name` read;
+  // null: there are kMostLoads already.
   std::shared_ptr<StretchLoad> Begin(const std::string& name,
                                      std::string_view family,
                                      std::span<const int32_t> prompt,
