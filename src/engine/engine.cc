@@ -63,9 +63,12 @@ class Engine::Impl {
   Status AddSequence(Request request, RequestId* added);
   // Ends who is cancelled or starved and picks the next step.
   Status Plan(std::vector<Scheduled>* step, std::vector<RequestEvent>* events);
-  // Computes a step or a part of one. If memory runs out, what was not computed yet is tried again
-  // in halves, so that it can go to whoever needs little; who finds none alone ends with an error.
-  Status RunMembers(std::span<const Scheduled> step, std::vector<RequestEvent>* events);
+  // Computes a step or a part of one. If memory runs out, the cache gives back what it does not
+  // use, and what was not computed yet is tried again in halves, so that memory can go to whoever
+  // needs little; who finds none alone, for the second time, ends with an error.
+  Status RunMembers(std::span<const Scheduled> step,
+                    std::vector<RequestEvent>* events,
+                    bool is_last_try = false);
   // The same in one batch. With an error, `done` members have had their part, the others are as
   // they were.
   Status RunBatch(std::span<const Scheduled> step, size_t* done, std::vector<RequestEvent>* events);
@@ -678,7 +681,8 @@ Status Engine::Impl::RunBatch(std::span<const Scheduled> step,
 }
 
 Status Engine::Impl::RunMembers(std::span<const Scheduled> step,
-                                std::vector<RequestEvent>* events) {
+                                std::vector<RequestEvent>* events,
+                                bool is_last_try) {
   for (const Scheduled& member : step)
     member.sequence->selection_before = member.sequence->selection;
   size_t done = 0;
@@ -692,7 +696,9 @@ Status Engine::Impl::RunMembers(std::span<const Scheduled> step,
     sequence->selection.age = sequence->selection_before.age;
     sequence->selection.num_pages = sequence->selection_before.num_pages;
   }
+  parts_.pool->DecommitEmpty();
   if (rest.size() == 1) {
+    if (!is_last_try) return RunMembers(rest, events, true);
     Fail(rest[0].sequence, status, events);
     return Status();
   }

@@ -141,6 +141,13 @@ bool PagePool::DecommitEmptyGranule(Way way) {
   return true;
 }
 
+void PagePool::DecommitEmpty() {
+  for (const Way way : kWays) {
+    while (DecommitEmptyGranule(way)) {
+    }
+  }
+}
+
 bool PagePool::CanAllocate(int64_t retrieval, int64_t streaming) const {
   const int64_t wanted[kNumWays] = {retrieval, streaming};
   size_t needed_bytes = 0;

@@ -71,6 +71,10 @@ class PagePool {
   // A page with unspecified content, or nothing if the budget is spent.
   std::optional<PageRef> Allocate(Way way);
 
+  // Gives the memory of granules without a page back to the storage, for whoever else needs it; it
+  // is taken again when pages are.
+  void DecommitEmpty();
+
   // Whether `retrieval` and `streaming` further pages could be allocated together.
   bool CanAllocate(int64_t retrieval, int64_t streaming) const;
 
