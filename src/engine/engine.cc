@@ -14,6 +14,7 @@
 #include "engine/attention_probe.h"
 #include "engine/auditor.h"
 #include "engine/engine_setup.h"
+#include "engine/host_lists.h"
 #include "engine/prefix_archive.h"
 #include "engine/prefix_tree.h"
 #include "engine/scheduler.h"
@@ -75,22 +76,11 @@ class Engine::Impl {
   Status BuildBatch(std::span<const Scheduled> step);
   Status AllocateSelection(Sequence* sequence);
   Status RequestTileLists();
-  // Lists as the host sees them.
-  struct HostLists {
-    std::vector<int> num_runs;
-    std::vector<PageRun> runs;
-    SelectionTable table;
-  };
   // Picks the steps to audit and computes what they would have said with every page.
   Status BeginAudits();
   // The logits of a member's token if its retrieval heads read every page; none: no page is free.
   Result<std::optional<std::vector<float>>> ShadowPass(const Member& member);
   void SetObserver();
-  Result<HostLists> CopyLists(const SelectionTable& table, int entries) const;
-  // The lists that a decode step of `member` read: copied after a selection, then kept.
-  Result<SelectionTable> DecodeLists(const Member& member,
-                                     const SelectionTable& table,
-                                     int entries) const;
   Status CountWork(const Member& member, Sequence* sequence);
   Status EmitPromptLogits(const Member& member);
   Status AfterForward(const Member& member);
@@ -375,37 +365,6 @@ void Engine::Impl::SetObserver() {
   };
 }
 
-Result<Engine::Impl::HostLists> Engine::Impl::CopyLists(const SelectionTable& table,
-                                                        int entries) const {
-  HostLists lists;
-  lists.num_runs.resize(static_cast<size_t>(entries));
-  lists.runs.resize(static_cast<size_t>(entries) * static_cast<size_t>(table.capacity));
-  LS_TRY(parts_.backend->CopyToHost(lists.num_runs.data(), table.num_runs,
-                                    lists.num_runs.size() * sizeof(int)));
-  LS_TRY(parts_.backend->CopyToHost(lists.runs.data(), table.runs,
-                                    lists.runs.size() * sizeof(PageRun)));
-  lists.table = {.capacity = table.capacity,
-                 .max_pages = table.max_pages,
-                 .num_runs = lists.num_runs.data(),
-                 .runs = lists.runs.data()};
-  return lists;
-}
-
-Result<SelectionTable> Engine::Impl::DecodeLists(const Member& member,
-                                                 const SelectionTable& table,
-                                                 int entries) const {
-  Sequence* sequence = member.scheduled.sequence;
-  if (member.decision.selects || sequence->selected_num_runs.empty()) {
-    HostLists lists = LS_TRY(CopyLists(table, entries));
-    sequence->selected_num_runs = std::move(lists.num_runs);
-    sequence->selected_runs = std::move(lists.runs);
-  }
-  return SelectionTable{.capacity = table.capacity,
-                        .max_pages = table.max_pages,
-                        .num_runs = sequence->selected_num_runs.data(),
-                        .runs = sequence->selected_runs.data()};
-}
-
 Status Engine::Impl::CountWork(const Member& member, Sequence* sequence) {
   const KvLayout& layout = parts_.store->layout();
   const PagePlan& plan = member.decodes ? batch_.decode : batch_.prefill;
@@ -421,8 +380,8 @@ Status Engine::Impl::CountWork(const Member& member, Sequence* sequence) {
         stats.prefill_tiles_visited += TilesVisited(row, plan.RunsOf(row, 0)) * entries;
         continue;
       }
-      const HostLists host =
-          LS_TRY(CopyLists(plan.selections[static_cast<size_t>(row.selection)], entries));
+      const HostLists host = LS_TRY(CopyLists(
+          parts_.backend.get(), plan.selections[static_cast<size_t>(row.selection)], entries));
       for (int entry = 0; entry < entries; ++entry) {
         stats.prefill_tiles_visited += TilesVisited(row, host.table.list(entry));
       }
@@ -436,7 +395,8 @@ Status Engine::Impl::CountWork(const Member& member, Sequence* sequence) {
       continue;
     }
     const SelectionTable lists =
-        LS_TRY(DecodeLists(member, plan.selections[static_cast<size_t>(row.selection)], entries));
+        LS_TRY(DecodeLists(parts_.backend.get(), sequence, member.decision.selects,
+                           plan.selections[static_cast<size_t>(row.selection)], entries));
     for (int entry = 0; entry < entries; ++entry) {
       sequence->pages_visited += static_cast<double>(PagesVisited(row, lists.list(entry)));
     }
