@@ -46,6 +46,10 @@ void AddQueueFlags(FlagSet& flags, ServeOptions& out) {
   flags.Choice("--scheduling-policy", out.scheduling_policy, {"priority", "fcfs"},
                "priority: a request's \"priority\" counts, lower values first (default 0), and "
                "takes places and pages from higher ones; fcfs: a value other than 0 is refused");
+  flags.Number(
+      "--priority-ageing", out.engine.config.priority_ageing_seconds, 0, 1e9, "SECONDS",
+      "a request gains one level of priority on newer ones for every so many seconds since "
+      "it came, so that better ones can not keep it waiting without end; 0: never");
   flags.Size("--max-num-queued-tokens", out.server.queue.max_tokens, 0, {"auto"}, "TOKENS",
              "the same for the tokens of their prompts; auto: four contexts");
   KeyLimits& each = out.server.service.default_key_limits;

@@ -68,6 +68,10 @@ HEADERS = {".h", ".cuh"}
 
 PRINTS = re.compile(
     r"\b(?:printf|fprintf|vprintf|vfprintf|puts|fputs|putchar|perror)\s*\(|\bstd::(?:cout|cerr|clog)\b")
+# What jumps when somebody sets the clock; the one header that may ask for it.
+WALL_CLOCK = re.compile(
+    r"\bsystem_clock\b|\bgettimeofday\b|\bCLOCK_REALTIME|\butc_clock\b|\bstd::time\s*\(")
+WALL_CLOCK_HOME = "base/wall_time.h"
 EXITS = re.compile(r"(?<![\w.>])(?:exit|_exit|_Exit|quick_exit|abort|terminate)\s*\(")
 
 
@@ -234,6 +238,10 @@ class Checker:
             if re.search(r"\b(?:secure_)?getenv\b", line):
                 self.find("getenv", source.shown, number,
                           "the environment is read in apps/ only; pass a Config field down")
+            if WALL_CLOCK.search(line) and source.path != WALL_CLOCK_HOME:
+                self.find("wall-clock", source.shown, number,
+                          "nothing waits by wall time, which jumps: use base/clock.h, or for a "
+                          f"date {WALL_CLOCK_HOME}")
             if prints_allowed:
                 continue
             if PRINTS.search(line) or re.search(r"#\s*include\s*<iostream>", line):

@@ -68,6 +68,9 @@ struct EngineConfig {
   // An audited step is computed twice, an audited request keeps every page of its streaming heads
   // if there is room.
   double audit_rate = 0;
+  // A request that has waited this long comes before newer ones whose priority is better by one,
+  // after twice as long before those better by two, and so on: nobody waits without end. 0: never.
+  double priority_ageing_seconds = 60;
   // Sequences of one step.
   int max_num_seqs = 8;
 };

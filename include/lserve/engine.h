@@ -47,6 +47,7 @@ struct KvTierStats {
   int64_t stretches = 0;      // of up to 2048 tokens; on disk, a file each
   int64_t loaded_tokens = 0;  // prompt tokens that came from there instead of being computed
   int64_t refused = 0;        // files that were damaged, cut off or foreign
+  int64_t slow = 0;           // times that a prompt was computed since a read took over 10 s
   int64_t dropped = 0;        // stretches that were not kept: too small a tier, a slow or full disk
 };
 
@@ -70,7 +71,8 @@ class Engine {
   void Cancel(RequestId id);
 
   bool has_work() const;
-  // Runs one batch: decode tokens of the running sequences and chunks of waiting prompts. An error
+  // Runs one batch: decode tokens of the running sequences and chunks of waiting prompts. Without
+  // events if all of them wait for prefixes to be read, after some milliseconds. An error
   // here is the engine's end (a device is gone); a request's own error comes as its event.
   Result<std::vector<RequestEvent>> Step();
 

@@ -61,7 +61,8 @@ struct Request {
   bool keep_streaming_pages = false;
   // Lower values come first (vLLM's `priority`): in the queue, in the share of a step, and when
   // pages or places run out, where a higher value is preempted. Of equal ones the older comes
-  // first.
+  // first, and who has waited comes before better ones that are newer
+  // (EngineConfig::priority_ageing_seconds).
   int64_t priority = 0;
   // Only requests with the same salt share prefixes, so that nobody can find out by the time to
   // the first token what others have asked.

@@ -126,6 +126,13 @@ void PlanPrefill(const AttentionSettings& settings,
   }
 }
 
+bool ReadsSelectedPages(const AttentionSettings& settings,
+                        const KvLayout& layout,
+                        int64_t position) {
+  return layout.way(Way::kRetrieval).num_entries > 0 && position >= FirstSparsePosition(settings) &&
+         NumPages(position + 1) > BudgetPages(settings);
+}
+
 DecodeDecision PlanDecode(const AttentionSettings& settings,
                           const KvLayout& layout,
                           const RowRange& range,
@@ -145,7 +152,7 @@ DecodeDecision PlanDecode(const AttentionSettings& settings,
   PlanRow retrieval = row;
   if (layout.way(Way::kRetrieval).num_entries == 0) {
     // Nothing to read.
-  } else if (sparse && num_pages > BudgetPages(settings)) {
+  } else if (ReadsSelectedPages(settings, layout, p)) {
     decision.sparse = true;
     decision.selects = state->age < 0 || state->age >= settings.interval();
     state->age = decision.selects ? 1 : state->age + 1;

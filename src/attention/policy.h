@@ -54,6 +54,11 @@ struct SelectionState {
 // two.
 int SelectionCapacity(const AttentionSettings& settings);
 
+// Whether retrieval heads read a list at `position`: then PlanDecode needs the state's table.
+bool ReadsSelectedPages(const AttentionSettings& settings,
+                        const KvLayout& layout,
+                        int64_t position);
+
 struct DecodeDecision {
   bool sparse = false;   // some head skips pages
   bool selects = false;  // the lists are due: SelectPages has to run before the attention

@@ -6,9 +6,11 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/check.h"
@@ -37,7 +39,21 @@ struct ThreadPool::State {
   std::atomic<int64_t> next_item = 0;
   std::atomic<int> active = 0;
   int sleeping = 0;
+  std::exception_ptr error;  // the first of this loop
   std::vector<std::thread> threads;
+
+  // Takes items until there are none. An exception is kept for the caller and ends the loop.
+  void Work(Function run, void* with, int64_t count, int thread) {
+    try {
+      int64_t item = 0;
+      while ((item = next_item.fetch_add(1, std::memory_order_relaxed)) < count)
+        run(with, item, thread);
+    } catch (...) {
+      next_item.store(count, std::memory_order_relaxed);
+      const std::lock_guard lock(mutex);
+      if (error == nullptr) error = std::current_exception();
+    }
+  }
 };
 
 int NumUsableCores() {
@@ -91,10 +107,7 @@ void ThreadPool::RunErased(int64_t num_items, Function function, void* context) 
   }
   if (must_wake) s.wake.notify_all();
 
-  int64_t item = 0;
-  while ((item = s.next_item.fetch_add(1, std::memory_order_relaxed)) < num_items) {
-    function(context, item, 0);
-  }
+  s.Work(function, context, num_items, 0);
   for (int spin = 0; spin < kSpins; ++spin) {
     if (s.active.load(std::memory_order_acquire) == 0) break;
     _mm_pause();
@@ -104,6 +117,7 @@ void ThreadPool::RunErased(int64_t num_items, Function function, void* context) 
   std::unique_lock lock(s.mutex);
   s.finished.wait(lock, [&] { return s.active.load(std::memory_order_acquire) == 0; });
   s.function = nullptr;
+  if (s.error != nullptr) std::rethrow_exception(std::exchange(s.error, nullptr));
 }
 
 void ThreadPool::WorkerLoop(int thread) {
@@ -129,10 +143,7 @@ void ThreadPool::WorkerLoop(int thread) {
       num_items = s.num_items;
       s.active.fetch_add(1, std::memory_order_relaxed);
     }
-    int64_t item = 0;
-    while ((item = s.next_item.fetch_add(1, std::memory_order_relaxed)) < num_items) {
-      function(context, item, thread);
-    }
+    s.Work(function, context, num_items, thread);
     if (s.active.fetch_sub(1, std::memory_order_acq_rel) == 1) {
       const std::lock_guard lock(s.mutex);
       s.finished.notify_one();

@@ -26,6 +26,8 @@ class ThreadPool {
 
   // Calls f(item, thread) for every item in [0, num_items), thread in [0, num_threads()); returns
   // when all are done. Which thread takes which item is not fixed: results must not depend on it.
+  // The first exception of an item (std::bad_alloc) is thrown here, when no thread is at work any
+  // more; items after it may have been left out.
   template <class F>
   void Run(int64_t num_items, F&& f) {
     RunErased(num_items, &Invoke<std::remove_reference_t<F>>,

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -35,6 +36,20 @@ TEST_P(ThreadPoolTest, ManyShortLoopsAndSleepsBetween) {
     if (loop % 500 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2));
   }
   EXPECT_EQ(total, 2000 * 21);
+}
+
+TEST_P(ThreadPoolTest, AnExceptionOfAnItemIsTheCallers) {
+  ThreadPool pool(GetParam());
+  for (int loop = 0; loop < 20; ++loop) {
+    EXPECT_THROW(pool.Run(100,
+                          [](int64_t item, int) {
+                            if (item % 50 == 13) throw std::bad_alloc();
+                          }),
+                 std::bad_alloc);
+    std::atomic<int64_t> sum = 0;
+    pool.Run(7, [&](int64_t item, int) { sum += item; });
+    EXPECT_EQ(sum, 21);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Threads, ThreadPoolTest, testing::Values(1, 2, 3, 8));

@@ -12,6 +12,7 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "base/strings.h"
+#include "base/within_memory.h"
 
 namespace lserve {
 namespace {
@@ -191,11 +192,20 @@ void DiskTier::Save(std::shared_ptr<const Stretch> stretch) {
       ++stats_.dropped;
       return;
     }
-    queued_bytes_ += bytes;
-    pending_.insert(write.name);
+    // In this order: what is pending is in the queue, whenever memory runs out.
     queue_.push_back(std::move(write));
+    queued_bytes_ += bytes;
+    pending_.insert(queue_.back().name);
   }
   wake_.notify_one();
+}
+
+std::string DiskTier::Find(std::string_view family,
+                           std::span<const int32_t> prompt,
+                           int64_t first_token,
+                           int64_t at_least) {
+  const std::lock_guard lock(mutex_);
+  return index_.Find(family, prompt, first_token, at_least);
 }
 
 std::shared_ptr<const Stretch> DiskTier::Load(std::string_view family,
@@ -203,11 +213,7 @@ std::shared_ptr<const Stretch> DiskTier::Load(std::string_view family,
                                               int64_t first_token,
                                               int64_t at_least) {
   for (;;) {
-    std::string name;
-    {
-      const std::lock_guard lock(mutex_);
-      name = index_.Find(family, prompt, first_token, at_least);
-    }
+    const std::string name = Find(family, prompt, first_token, at_least);
     if (name.empty()) return nullptr;
     Result<Stretch> read = Read(name, /*with_pages=*/true);
     const std::lock_guard lock(mutex_);
@@ -217,6 +223,7 @@ std::shared_ptr<const Stretch> DiskTier::Load(std::string_view family,
       stats_.loaded_tokens += static_cast<int64_t>(stretch->snapshot.tokens.size()) - first_token;
       return stretch;
     }
+    if (!index_.Contains(name)) continue;  // the writer has just made room of it
     ++stats_.refused;
     LogWarning(StrCat("KV disk tier: ", read.status().message()));
     // Damaged, so it only takes room; the prefix is written again when it is computed.
@@ -233,28 +240,12 @@ void DiskTier::WriteLoop() {
     const Write write = std::move(queue_.front());
     queue_.pop_front();
     lock.unlock();
-    PrefixSnapshot snapshot = write.stretch->snapshot;
-    snapshot.origin = config_.origin;
-    const std::vector<std::byte> prologue =
-        SnapshotPrologue(snapshot, config_.page_bytes, write.stretch->pages);
-    const uint64_t bytes = prologue.size() + write.stretch->pages.size();
+    bool kept = false;
+    const Status status = WithinMemory([&] { return Store(write, &kept); });
     lock.lock();
-    const bool fits = bytes <= config_.max_bytes;
-    Status status;
-    if (fits) {
-      MakeRoom(bytes);
-      lock.unlock();
-      status = WriteFile(write, prologue);
-      lock.lock();
-    }
     queued_bytes_ -= write.stretch->pages.size();
-    if (fits && status.ok()) {
-      index_.Erase(write.name);
-      index_.Insert(write.name, snapshot, bytes);
-    } else {
-      ++stats_.dropped;
-    }
-    if (!status.ok()) {
+    if (!kept) ++stats_.dropped;
+    if (status.code() == Code::kIoError) {
       // A full disk: what is there now is all that fits, and from here on the old makes room.
       config_.max_bytes = index_.bytes();
       LogWarning(StrCat("KV disk tier: ", status.message(), "; it stays at ", index_.bytes(),
@@ -263,6 +254,25 @@ void DiskTier::WriteLoop() {
     pending_.erase(write.name);
     done_.notify_all();
   }
+}
+
+Status DiskTier::Store(const Write& write, bool* kept) {
+  PrefixSnapshot snapshot = write.stretch->snapshot;
+  snapshot.origin = config_.origin;
+  const std::vector<std::byte> prologue =
+      SnapshotPrologue(snapshot, config_.page_bytes, write.stretch->pages);
+  const uint64_t bytes = prologue.size() + write.stretch->pages.size();
+  {
+    const std::lock_guard lock(mutex_);
+    if (bytes > config_.max_bytes) return Status();
+    MakeRoom(bytes);
+  }
+  LS_TRY(WriteFile(write, prologue));
+  const std::lock_guard lock(mutex_);
+  index_.Erase(write.name);
+  index_.Insert(write.name, snapshot, bytes);
+  *kept = true;
+  return Status();
 }
 
 Status DiskTier::WriteFile(const Write& write, std::span<const std::byte> prologue) const {

@@ -1,6 +1,6 @@
 // DiskTier: kept prefixes as files (kv/prefix_snapshot.h), so that a restart finds them again.
-// Writes happen on a thread of its own; nothing is synchronised with the disk, after a crash of the
-// machine the checksums tell.
+// Writes happen on a thread of its own, reads on that of whoever calls Load(); nothing is
+// synchronised with the disk, after a crash of the machine the checksums tell.
 #pragma once
 
 #include <array>
@@ -32,6 +32,10 @@ class DiskTier final : public PrefixTier {
 
   bool Has(std::string_view family, std::span<const int32_t> tokens) const override;
   void Save(std::shared_ptr<const Stretch> stretch) override;
+  std::string Find(std::string_view family,
+                   std::span<const int32_t> prompt,
+                   int64_t first_token,
+                   int64_t at_least) override;
   std::shared_ptr<const Stretch> Load(std::string_view family,
                                       std::span<const int32_t> prompt,
                                       int64_t first_token,
@@ -56,6 +60,8 @@ class DiskTier final : public PrefixTier {
   void MakeRoom(uint64_t bytes);
 
   void WriteLoop();
+  // Writes a stretch if it fits at all; whether it is there now.
+  Status Store(const Write& write, bool* kept);
   Status WriteFile(const Write& write, std::span<const std::byte> prologue) const;
 
   Config config_;

@@ -1,6 +1,7 @@
 #include "lserve/engine.h"
 
 #include <algorithm>
+#include <chrono>
 #include <limits>
 #include <memory>
 #include <utility>
@@ -8,10 +9,12 @@
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/strings.h"
+#include "base/within_memory.h"
 #include "engine/admission.h"
 #include "engine/attention_probe.h"
 #include "engine/auditor.h"
 #include "engine/engine_setup.h"
+#include "engine/host_lists.h"
 #include "engine/prefix_archive.h"
 #include "engine/prefix_tree.h"
 #include "engine/scheduler.h"
@@ -19,43 +22,13 @@
 
 namespace lserve {
 
-std::string_view Name(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::kStop:
-      return "stop";
-    case FinishReason::kLength:
-      return "length";
-    case FinishReason::kCancelled:
-      return "cancelled";
-    case FinishReason::kError:
-      return "error";
-  }
-  return "?";
-}
-
-std::string_view Name(PrefixEnd end) {
-  switch (end) {
-    case PrefixEnd::kNone:
-      return "none";
-    case PrefixEnd::kWhole:
-      return "whole";
-    case PrefixEnd::kEnds:
-      return "ends";
-    case PrefixEnd::kDiffers:
-      return "differs";
-    case PrefixEnd::kSettings:
-      return "settings";
-  }
-  return "?";
-}
-
 class Engine::Impl {
  public:
   explicit Impl(EngineParts parts)
       : parts_(std::move(parts)),
         config_(parts_.config),
         prefixes_(parts_.pool.get(), parts_.store.get()),
-        archive_(&prefixes_, parts_.pool.get(), parts_.store.get(), &parts_.tiers),
+        archive_(&prefixes_, parts_.pool.get(), parts_.store.get(), &parts_.tiers, parts_.seconds),
         scheduler_(parts_.pool.get(),
                    &prefixes_,
                    &archive_,
@@ -88,25 +61,26 @@ class Engine::Impl {
     bool draws = false;                // a token follows from the logits of its last row
   };
 
-  Status BuildBatch(const std::vector<Scheduled>& step);
+  Status AddSequence(Request request, RequestId* added);
+  // Ends who is cancelled or starved and picks the next step.
+  Status Plan(std::vector<Scheduled>* step, std::vector<RequestEvent>* events);
+  // Computes a step or a part of one. If memory runs out, the cache gives back what it does not
+  // use, and what was not computed yet is tried again in halves, so that memory can go to whoever
+  // needs little; who finds none alone, for the second time, ends with an error.
+  Status RunMembers(std::span<const Scheduled> step,
+                    std::vector<RequestEvent>* events,
+                    bool is_last_try = false);
+  // The same in one batch. With an error, `done` members have had their part, the others are as
+  // they were.
+  Status RunBatch(std::span<const Scheduled> step, size_t* done, std::vector<RequestEvent>* events);
+  Status BuildBatch(std::span<const Scheduled> step);
   Status AllocateSelection(Sequence* sequence);
   Status RequestTileLists();
-  // Lists as the host sees them.
-  struct HostLists {
-    std::vector<int> num_runs;
-    std::vector<PageRun> runs;
-    SelectionTable table;
-  };
   // Picks the steps to audit and computes what they would have said with every page.
   Status BeginAudits();
   // The logits of a member's token if its retrieval heads read every page; none: no page is free.
   Result<std::optional<std::vector<float>>> ShadowPass(const Member& member);
   void SetObserver();
-  Result<HostLists> CopyLists(const SelectionTable& table, int entries) const;
-  // The lists that a decode step of `member` read: copied after a selection, then kept.
-  Result<SelectionTable> DecodeLists(const Member& member,
-                                     const SelectionTable& table,
-                                     int entries) const;
   Status CountWork(const Member& member, Sequence* sequence);
   Status EmitPromptLogits(const Member& member);
   Status AfterForward(const Member& member);
@@ -119,16 +93,20 @@ class Engine::Impl {
   // the logits of those who need them.
   Status LoadLogits(size_t first);
   Result<RequestEvent> Finalize(size_t index);
+  // What concerns the member alone: an error is its request's.
+  Status TakePart(size_t index, RequestEvent* event);
   Status DrawToken(const Member& member, size_t logits_row, RequestEvent* event);
   void Finish(Sequence* sequence, FinishReason reason, RequestEvent* event);
   void FillStats(const Sequence& sequence, RequestStats* stats) const;
-  std::vector<RequestEvent> TakeCancelled();
+  void Fail(Sequence* sequence, Status error, std::vector<RequestEvent>* events);
+  void TakeCancelled(std::vector<RequestEvent>* events);
   // Ends the sequences that no memory is left for; whether there was one.
   bool TakeStarved(std::vector<RequestEvent>* events);
 
   EvenSample audited_requests_;
   EvenSample audited_steps_;
   RequestId next_id_ = 1;
+  bool plan_failed_ = false;  // in the last step, for want of memory
   Batch batch_;
   std::vector<Member> members_;
   Buffer tile_list_memory_;            // of the plan's prefill lists
@@ -149,6 +127,12 @@ Status Engine::Impl::Check(const Request& request) const {
 }
 
 Result<RequestId> Engine::Impl::Add(Request request) {
+  RequestId id = 0;
+  LS_TRY(WithinMemory([&] { return AddSequence(std::move(request), &id); }));
+  return id;
+}
+
+Status Engine::Impl::AddSequence(Request request, RequestId* added) {
   LS_TRY(Check(request));
   const AttentionSettings attention = request.attention.value_or(config_.attention);
   const int64_t max_tokens = MaxTokens(parts_, request);
@@ -156,6 +140,8 @@ Result<RequestId> Engine::Impl::Add(Request request) {
   std::vector<std::string> stops = request.stop;
   auto sequence = std::make_unique<Sequence>(id, std::move(request), attention,
                                              SequenceCache(parts_.pool.get(), parts_.store.get()));
+  sequence->rank =
+      RankOf(sequence->request.priority, config_.priority_ageing_seconds, parts_.seconds());
   sequence->max_tokens = max_tokens;
   sequence->spare_pages = SparePages(parts_);
   sequence->keeps_streaming = sequence->request.keep_streaming_pages;
@@ -167,24 +153,29 @@ Result<RequestId> Engine::Impl::Add(Request request) {
   sequence->stats.prompt_tokens = sequence->prompt_size();
   if (parts_.tokenizer != nullptr) sequence->text.emplace(*parts_.tokenizer, std::move(stops));
   scheduler_.Add(std::move(sequence));
-  return id;
+  *added = id;
+  return Status();
 }
 
 void Engine::Impl::Cancel(RequestId id) {
-  for (Sequence* sequence : scheduler_.sequences()) {
-    if (sequence->id == id) sequence->cancelled = true;
-  }
+  Sequence* const sequence = scheduler_.Find(id);
+  if (sequence != nullptr) sequence->cancelled = true;
 }
 
-std::vector<RequestEvent> Engine::Impl::TakeCancelled() {
-  std::vector<RequestEvent> events;
+void Engine::Impl::TakeCancelled(std::vector<RequestEvent>* events) {
   for (Sequence* sequence : scheduler_.sequences()) {
     if (!sequence->cancelled) continue;
     RequestEvent event{.id = sequence->id};
     Finish(sequence, FinishReason::kCancelled, &event);
-    events.push_back(std::move(event));
+    events->push_back(std::move(event));
   }
-  return events;
+}
+
+void Engine::Impl::Fail(Sequence* sequence, Status error, std::vector<RequestEvent>* events) {
+  RequestEvent event{.id = sequence->id};
+  event.error = std::move(error);
+  Finish(sequence, FinishReason::kError, &event);
+  events->push_back(std::move(event));
 }
 
 bool Engine::Impl::TakeStarved(std::vector<RequestEvent>* events) {
@@ -192,14 +183,13 @@ bool Engine::Impl::TakeStarved(std::vector<RequestEvent>* events) {
   for (Sequence* sequence : scheduler_.sequences()) {
     if (!sequence->starved) continue;
     any = true;
-    RequestEvent event{.id = sequence->id};
-    event.error = Status(
-        Code::kOutOfMemory,
-        StrCat("no page is left for the request although the KV cache of ",
-               parts_.pool->budget_bytes() >> 20, " MiB holds nothing else: the device gave less, ",
-               "expected all of it; lower --kv-cache-bytes or free its memory"));
-    Finish(sequence, FinishReason::kError, &event);
-    events->push_back(std::move(event));
+    Fail(sequence,
+         Status(Code::kOutOfMemory,
+                StrCat("no page is left for the request although the KV cache of ",
+                       parts_.pool->budget_bytes() >> 20,
+                       " MiB holds nothing else: the device gave less, ",
+                       "expected all of it; lower --kv-cache-bytes or free its memory")),
+         events);
   }
   return any;
 }
@@ -220,7 +210,7 @@ Status Engine::Impl::AllocateSelection(Sequence* sequence) {
   return Status();
 }
 
-Status Engine::Impl::BuildBatch(const std::vector<Scheduled>& step) {
+Status Engine::Impl::BuildBatch(std::span<const Scheduled> step) {
   batch_.Clear();
   members_.clear();
   const KvLayout& layout = parts_.store->layout();
@@ -243,7 +233,8 @@ Status Engine::Impl::BuildBatch(const std::vector<Scheduled>& step) {
     for (const Way way : kWays) pages.pages[Index(way)] = sequence->cache.pages(way);
     batch_.sequences.push_back(pages);
     if (member.decodes) {
-      LS_TRY(AllocateSelection(sequence));
+      if (ReadsSelectedPages(sequence->attention, layout, first))
+        LS_TRY(AllocateSelection(sequence));
       member.decision = PlanDecode(sequence->attention, layout, member.range, &sequence->selection,
                                    &batch_.decode);
       if (member.decision.selects) {
@@ -336,7 +327,13 @@ Status Engine::Impl::BeginAudits() {
     auto audit = std::make_unique<StepAudit>();
     const Stopwatch watch;
     if (selects(member)) {
-      std::optional<std::vector<float>> logits = LS_TRY(ShadowPass(member));
+      std::optional<std::vector<float>> logits;
+      const Status status = WithinMemory([&] {
+        logits = LS_TRY(ShadowPass(member));
+        return Status();
+      });
+      // No request fails because it is audited.
+      if (!status.ok() && status.code() != Code::kOutOfMemory) return status;
       if (!logits) {
         ++member.scheduled.sequence->stats.audit.skipped_steps;
         ++audit_.skipped_steps;
@@ -372,37 +369,6 @@ void Engine::Impl::SetObserver() {
   };
 }
 
-Result<Engine::Impl::HostLists> Engine::Impl::CopyLists(const SelectionTable& table,
-                                                        int entries) const {
-  HostLists lists;
-  lists.num_runs.resize(static_cast<size_t>(entries));
-  lists.runs.resize(static_cast<size_t>(entries) * static_cast<size_t>(table.capacity));
-  LS_TRY(parts_.backend->CopyToHost(lists.num_runs.data(), table.num_runs,
-                                    lists.num_runs.size() * sizeof(int)));
-  LS_TRY(parts_.backend->CopyToHost(lists.runs.data(), table.runs,
-                                    lists.runs.size() * sizeof(PageRun)));
-  lists.table = {.capacity = table.capacity,
-                 .max_pages = table.max_pages,
-                 .num_runs = lists.num_runs.data(),
-                 .runs = lists.runs.data()};
-  return lists;
-}
-
-Result<SelectionTable> Engine::Impl::DecodeLists(const Member& member,
-                                                 const SelectionTable& table,
-                                                 int entries) const {
-  Sequence* sequence = member.scheduled.sequence;
-  if (member.decision.selects || sequence->selected_num_runs.empty()) {
-    HostLists lists = LS_TRY(CopyLists(table, entries));
-    sequence->selected_num_runs = std::move(lists.num_runs);
-    sequence->selected_runs = std::move(lists.runs);
-  }
-  return SelectionTable{.capacity = table.capacity,
-                        .max_pages = table.max_pages,
-                        .num_runs = sequence->selected_num_runs.data(),
-                        .runs = sequence->selected_runs.data()};
-}
-
 Status Engine::Impl::CountWork(const Member& member, Sequence* sequence) {
   const KvLayout& layout = parts_.store->layout();
   const PagePlan& plan = member.decodes ? batch_.decode : batch_.prefill;
@@ -418,8 +384,8 @@ Status Engine::Impl::CountWork(const Member& member, Sequence* sequence) {
         stats.prefill_tiles_visited += TilesVisited(row, plan.RunsOf(row, 0)) * entries;
         continue;
       }
-      const HostLists host =
-          LS_TRY(CopyLists(plan.selections[static_cast<size_t>(row.selection)], entries));
+      const HostLists host = LS_TRY(CopyLists(
+          parts_.backend.get(), plan.selections[static_cast<size_t>(row.selection)], entries));
       for (int entry = 0; entry < entries; ++entry) {
         stats.prefill_tiles_visited += TilesVisited(row, host.table.list(entry));
       }
@@ -433,7 +399,8 @@ Status Engine::Impl::CountWork(const Member& member, Sequence* sequence) {
       continue;
     }
     const SelectionTable lists =
-        LS_TRY(DecodeLists(member, plan.selections[static_cast<size_t>(row.selection)], entries));
+        LS_TRY(DecodeLists(parts_.backend.get(), sequence, member.decision.selects,
+                           plan.selections[static_cast<size_t>(row.selection)], entries));
     for (int entry = 0; entry < entries; ++entry) {
       sequence->pages_visited += static_cast<double>(PagesVisited(row, lists.list(entry)));
     }
@@ -485,25 +452,16 @@ Status Engine::Impl::AfterForward(const Member& member) {
 
 // Before the streaming way is trimmed: the windows of all resume points behind `first` are there.
 void Engine::Impl::KeepPrefix(const Sequence& sequence, int64_t first) {
-  // The next question about the same document is about that long, and differs from its start on.
-  constexpr int64_t kQuestionTokens = 256;
   const int64_t kept = sequence.request.keep_prefix;
   const int64_t done = std::min(sequence.cache.num_tokens(), kept);
-  std::vector<int64_t> points = {
-      ResumePosition(sequence.attention,
-                     std::max<int64_t>(0, kept - kQuestionTokens) / kTileTokens * kTileTokens),
-      ResumePosition(sequence.attention, kept)};
-  for (int64_t p = (first / kResumeTokens + 1) * kResumeTokens; p <= done; p += kResumeTokens)
-    points.push_back(p);
-  for (const int64_t point : points) {
-    if (point <= first || point > done) continue;
+  for (const int64_t point : ResumePoints(sequence.attention, kept, first, done)) {
     prefixes_.Add(
         sequence.request.prompt, point,
         {.settings = sequence.attention, .salt = sequence.request.cache_salt},
         [&](Way way, PageIdx page) { return sequence.cache.SharePage(way, page); },
         sequence.keeps_streaming ? PrefixTree::StreamingPages::kAll
                                  : PrefixTree::StreamingPages::kNeeded);
-    if (point % kStretchTokens == 0 || point == points[1]) {
+    if (point % kStretchTokens == 0 || point == ResumePosition(sequence.attention, kept)) {
       archive_.Keep(sequence.request.prompt, point,
                     {.settings = sequence.attention, .salt = sequence.request.cache_salt});
     }
@@ -620,30 +578,34 @@ Status Engine::Impl::DrawToken(const Member& member, size_t logits_row, RequestE
 }
 
 Result<RequestEvent> Engine::Impl::Finalize(size_t index) {
-  const Member& member = members_[index];
-  Sequence* sequence = member.scheduled.sequence;
-  RequestEvent event{.id = sequence->id};
-  Status status;
-  if (!member.decodes && sequence->request.on_prompt_logits) status = EmitPromptLogits(member);
   // Before anything waits for the device: the members' logits in one product, which reads the
   // weight once.
-  if (member.draws &&
+  if (members_[index].draws &&
       std::find(logit_members_.begin(), logit_members_.end(), index) == logit_members_.end()) {
     LS_TRY(LoadLogits(index));
   }
-  LS_TRY(AfterForward(member));
-  event.prefill_done = std::min(sequence->computed_tokens, sequence->prompt_size());
-  if (status.ok() && member.draws) {
-    const auto at = std::find(logit_members_.begin(), logit_members_.end(), index);
-    status = DrawToken(member, static_cast<size_t>(at - logit_members_.begin()), &event);
-  }
+  Sequence* sequence = members_[index].scheduled.sequence;
+  RequestEvent event{.id = sequence->id};
+  Status status = WithinMemory([&] { return TakePart(index, &event); });
   if (status.code() == Code::kDeviceLost) return status;
   if (!status.ok()) {
-    event.error = status;
+    event.error = std::move(status);
     Finish(sequence, FinishReason::kError, &event);
   }
   if (!event.finished.has_value()) FillStats(*sequence, &event.stats);
   return event;
+}
+
+Status Engine::Impl::TakePart(size_t index, RequestEvent* event) {
+  const Member& member = members_[index];
+  Sequence* sequence = member.scheduled.sequence;
+  Status status;
+  if (!member.decodes && sequence->request.on_prompt_logits) status = EmitPromptLogits(member);
+  LS_TRY(AfterForward(member));
+  event->prefill_done = std::min(sequence->computed_tokens, sequence->prompt_size());
+  if (!status.ok() || !member.draws) return status;
+  const auto at = std::find(logit_members_.begin(), logit_members_.end(), index);
+  return DrawToken(member, static_cast<size_t>(at - logit_members_.begin()), event);
 }
 
 void Engine::Impl::Finish(Sequence* sequence, FinishReason reason, RequestEvent* event) {
@@ -670,22 +632,80 @@ void Engine::Impl::FillStats(const Sequence& sequence, RequestStats* stats) cons
   }
 }
 
-Result<std::vector<RequestEvent>> Engine::Impl::Step() {
-  std::vector<RequestEvent> events = TakeCancelled();
-  std::vector<Scheduled> step = scheduler_.Schedule();
+Status Engine::Impl::Plan(std::vector<Scheduled>* step, std::vector<RequestEvent>* events) {
+  events->reserve(scheduler_.size());  // at most one of each: an event that happened is not lost
+  TakeCancelled(events);
+  *step = scheduler_.Schedule();
   // A step in which the last running sequence was preempted is empty; the next one is not.
-  while (step.empty() && scheduler_.has_work()) {
-    if (TakeStarved(&events)) return events;
-    step = scheduler_.Schedule();
+  while (step->empty() && scheduler_.has_work()) {
+    if (TakeStarved(events)) break;
+    if (scheduler_.is_loading()) {
+      // Nothing to compute before a prefix is read. Not for long: there may be mail.
+      archive_.Wait(std::chrono::milliseconds(10));
+      break;
+    }
+    *step = scheduler_.Schedule();
   }
-  if (step.empty()) return events;
-  const Stopwatch watch;
+  return Status();
+}
+
+Status Engine::Impl::RunBatch(std::span<const Scheduled> step,
+                              size_t* done,
+                              std::vector<RequestEvent>* events) {
   LS_TRY(BuildBatch(step));
   LS_TRY(BeginAudits());
   SetObserver();
   LS_TRY(parts_.model->Forward(batch_, parts_.store.get()));
   logit_members_.clear();
-  for (size_t i = 0; i < members_.size(); ++i) events.push_back(LS_TRY(Finalize(i)));
+  for (size_t i = 0; i < members_.size(); ++i, ++*done) events->push_back(LS_TRY(Finalize(i)));
+  return Status();
+}
+
+Status Engine::Impl::RunMembers(std::span<const Scheduled> step,
+                                std::vector<RequestEvent>* events,
+                                bool is_last_try) {
+  for (const Scheduled& member : step)
+    member.sequence->selection_before = member.sequence->selection;
+  size_t done = 0;
+  const Status status = WithinMemory([&] { return RunBatch(step, &done, events); });
+  if (status.code() != Code::kOutOfMemory || done == step.size()) return status;
+  const std::span<const Scheduled> rest = step.subspan(done);
+  // Nothing of them was counted, and what they wrote to the cache is written again; but lists that
+  // were planned have not all been chosen.
+  for (const Scheduled& member : rest) {
+    Sequence* sequence = member.sequence;
+    sequence->selection.age = sequence->selection_before.age;
+    sequence->selection.num_pages = sequence->selection_before.num_pages;
+  }
+  parts_.pool->DecommitEmpty();
+  if (rest.size() == 1) {
+    if (!is_last_try) return RunMembers(rest, events, true);
+    Fail(rest[0].sequence, status, events);
+    return Status();
+  }
+  const size_t half = rest.size() / 2;
+  LS_TRY(RunMembers(rest.first(half), events));
+  return RunMembers(rest.subspan(half), events);
+}
+
+Result<std::vector<RequestEvent>> Engine::Impl::Step() {
+  std::vector<RequestEvent> events;
+  std::vector<Scheduled> step;
+  const Status planned = WithinMemory([&] { return Plan(&step, &events); });
+  if (planned.code() == Code::kOutOfMemory) {
+    scheduler_.DropPlan();
+    // It is tried once more; then whoever ranks last makes room.
+    if (!std::exchange(plan_failed_, true)) return events;
+    Sequence* const lowest = scheduler_.lowest();
+    if (lowest == nullptr || events.size() == events.capacity()) return planned;
+    Fail(lowest, planned, &events);
+    return events;
+  }
+  LS_TRY(planned);
+  plan_failed_ = false;
+  if (step.empty()) return events;
+  const Stopwatch watch;
+  LS_TRY(RunMembers(step, &events));
   scheduler_.RecordStep(step, watch.milliseconds());  // reads no sequence: some are gone
   return events;
 }
@@ -732,7 +752,10 @@ KvTierStats Engine::host_tier() const {
 }
 KvTierStats Engine::disk_tier() const {
   const PrefixTier* tier = impl_->parts_.tiers.disk.get();
-  return tier == nullptr ? KvTierStats() : tier->stats();
+  if (tier == nullptr) return {};
+  KvTierStats stats = tier->stats();
+  stats.slow = impl_->archive_.num_slow();
+  return stats;
 }
 std::optional<double> Engine::selector_seconds() const {
   if (impl_->parts_.backend->queues_ops()) return std::nullopt;

@@ -9,6 +9,7 @@
 
 #include "attention/policy.h"
 #include "backend/registry.h"
+#include "base/clock.h"
 #include "base/mapped_file.h"
 #include "base/strings.h"
 #include "engine/disk_tier.h"
@@ -35,6 +36,9 @@ Status CheckConfig(const EngineConfig& config) {
                ", expected more than 0, at most 1"));
   check(config.audit_rate >= 0 && config.audit_rate <= 1,
         StrCat("--audit-rate is ", config.audit_rate, ", expected 0 (off) to 1 (every step)"));
+  check(config.priority_ageing_seconds >= 0 && config.priority_ageing_seconds <= 1e9,
+        StrCat("--priority-ageing is ", config.priority_ageing_seconds,
+               ", expected 0 (off) to 1e9 seconds"));
   check(config.max_model_len >= 0, StrCat("--max-model-len is ", config.max_model_len,
                                           ", expected 0 (the checkpoint's) or more"));
   if (problems.empty()) return Status();
@@ -251,6 +255,8 @@ Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) 
   EngineConfig config = given;
   const DType kv_dtype = LS_TRY(KvDType(config.kv_cache_dtype));
   EngineParts parts;
+  parts.seconds = inputs.seconds ? std::move(inputs.seconds)
+                                 : [start = Stopwatch()] { return start.seconds(); };
   const bool in_memory = inputs.model.has_value();
   parts.model_config = in_memory ? inputs.model->config : LS_TRY(LoadModelConfig(config.model_dir));
   const ModelConfig& model = parts.model_config;
@@ -310,6 +316,8 @@ Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) 
                     "a restart finds again; leave it out");
     }
     parts.tiers.disk = LS_TRY(OpenDiskTier(parts, kinds, max_model_len));
+    if (inputs.wrap_disk_tier)
+      parts.tiers.disk = inputs.wrap_disk_tier(std::move(parts.tiers.disk));
   }
 
   EngineInfo& info = parts.info;

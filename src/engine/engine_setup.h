@@ -2,6 +2,7 @@
 // configuration, backend, head kinds, weights, cache. Used by engine.cc only.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -25,6 +26,7 @@ struct EngineParts {
   EngineConfig config;  // in effect
   ModelConfig model_config;
   EngineInfo info;
+  std::function<double()> seconds;       // EngineInputs::seconds, or the steady clock
   std::unique_ptr<Tokenizer> tokenizer;  // null: the directory has none
   std::unique_ptr<Backend> backend;
   std::optional<Checkpoint> checkpoint;

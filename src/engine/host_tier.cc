@@ -23,11 +23,19 @@ void HostTier::Save(std::shared_ptr<const Stretch> stretch) {
   }
   const std::string name = index_.NameOf(snapshot.family, snapshot.tokens);
   if (!index_.Contains(name)) {
+    // In this order: what the index finds is there.
+    stretches_.insert_or_assign(name, stretch);
     index_.Insert(name, snapshot, bytes);
-    stretches_.emplace(name, std::move(stretch));
   }
   stats_.bytes = index_.bytes();
   stats_.stretches = index_.size();
+}
+
+std::string HostTier::Find(std::string_view family,
+                           std::span<const int32_t> prompt,
+                           int64_t first_token,
+                           int64_t at_least) {
+  return index_.Find(family, prompt, first_token, at_least);
 }
 
 std::shared_ptr<const Stretch> HostTier::Load(std::string_view family,

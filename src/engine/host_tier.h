@@ -14,6 +14,10 @@ class HostTier final : public PrefixTier {
 
   bool Has(std::string_view family, std::span<const int32_t> tokens) const override;
   void Save(std::shared_ptr<const Stretch> stretch) override;
+  std::string Find(std::string_view family,
+                   std::span<const int32_t> prompt,
+                   int64_t first_token,
+                   int64_t at_least) override;
   std::shared_ptr<const Stretch> Load(std::string_view family,
                                       std::span<const int32_t> prompt,
                                       int64_t first_token,

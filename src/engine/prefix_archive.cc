@@ -58,29 +58,67 @@ void PrefixArchive::Keep(std::span<const int32_t> prompt,
   for (PrefixTier* tier : without) tier->Save(stretch);
 }
 
-bool PrefixArchive::Restore(std::span<const int32_t> prompt, const PrefixKey& key) {
-  if (tiers_->all().empty()) return false;
+std::shared_ptr<const Stretch> PrefixArchive::Fetch(std::span<const int32_t> prompt,
+                                                    const std::string& family,
+                                                    int64_t common,
+                                                    std::shared_ptr<StretchLoad>* load,
+                                                    bool* loading) {
+  const int64_t first = common / kStretchTokens * kStretchTokens;
+  const int64_t at_least = common - first + kMinGainTokens - 1;
+  if (tiers_->host != nullptr) {
+    std::shared_ptr<const Stretch> stretch = tiers_->host->Load(family, prompt, first, at_least);
+    if (stretch != nullptr) return stretch;
+  }
+  if (!loader_ || loader_->stuck()) return nullptr;
+  const std::string name = tiers_->disk->Find(family, prompt, first, at_least);
+  if (name.empty()) return nullptr;
+  *load = loader_->Begin(name, family, prompt, first, at_least);
+  *loading = true;
+  return nullptr;
+}
+
+PrefixArchive::Restored PrefixArchive::Restore(std::span<const int32_t> prompt,
+                                               const PrefixKey& key,
+                                               std::shared_ptr<StretchLoad>* load) {
+  Restored restored;
+  if (tiers_->all().empty()) return restored;
   const std::string family = Family(key);
-  for (bool any = false;; any = true) {
+  for (;;) {
     const int64_t common = tree_->Common(prompt, key);
     // The last token is computed anyhow.
-    if (common + 1 >= static_cast<int64_t>(prompt.size())) return any;
-    const int64_t first = common / kStretchTokens * kStretchTokens;
+    if (common + 1 >= static_cast<int64_t>(prompt.size())) break;
     std::shared_ptr<const Stretch> stretch;
-    for (PrefixTier* tier : tiers_->all()) {
-      if ((stretch = tier->Load(family, prompt, first, common - first + kMinGainTokens - 1)) !=
-          nullptr)
-        break;
+    if (*load != nullptr) {
+      restored.loading = !loader_->Done(**load, &stretch);
+      if (restored.loading) return restored;
+      const int64_t read_for = (*load)->first_token + (*load)->at_least;
+      load->reset();
+      // Another prompt has brought it meanwhile; there may be more.
+      if (stretch != nullptr && common > read_for) {
+        restored.some = true;
+        continue;
+      }
+    } else {
+      stretch = Fetch(prompt, family, common, load, &restored.loading);
+      if (restored.loading) return restored;
     }
-    if (stretch == nullptr || !Add(*stretch, key)) return any;
+    if (stretch == nullptr || !Add(*stretch, key)) break;
+    restored.some = true;
     // From the disk to where it is nearer.
     PrefixTier* host = tiers_->host.get();
     if (host != nullptr && !host->Has(family, stretch->snapshot.tokens)) host->Save(stretch);
-    if (tree_->Common(prompt, key) <= common) return any;
+    if (tree_->Common(prompt, key) <= common) break;
   }
+  load->reset();
+  return restored;
+}
+
+void PrefixArchive::Wait(std::chrono::milliseconds most) {
+  if (loader_) loader_->Wait(most);
 }
 
 void PrefixArchive::Clear() {
+  if (loader_) loader_->DropAll();
   for (PrefixTier* tier : tiers_->all()) tier->Clear();
 }
 

@@ -14,8 +14,14 @@ void StretchIndex::Insert(const std::string& name, const PrefixSnapshot& snapsho
               .last_used = ++now_,
               .parent = NameOf(snapshot.family, tokens.first(first)),
               .tokens = {own.begin(), own.end()}};
-  children_.emplace(entry.parent, name);
-  LS_CHECK(entries_.emplace(name, std::move(entry)).second) << name << " is there already";
+  // Both are made before either is in, so that none is there without the other.
+  decltype(children_) child;
+  child.emplace(entry.parent, name);
+  decltype(entries_) own_entry;
+  own_entry.emplace(name, std::move(entry));
+  LS_CHECK(entries_.insert(own_entry.extract(own_entry.begin())).inserted)
+      << name << " is there already";
+  children_.insert(child.extract(child.begin()));
   bytes_ += bytes;
 }
 

@@ -24,7 +24,8 @@ struct Stretch {
   std::vector<std::byte> pages;
 };
 
-// Methods are for one thread, the engine's, but for stats().
+// Methods are for one thread, the engine's, but for stats(), and for Load() of a tier that may wait
+// for a disk: a StretchLoader calls it beside the others.
 class PrefixTier {
  public:
   virtual ~PrefixTier() = default;
@@ -34,6 +35,11 @@ class PrefixTier {
   // Keeps a stretch. It may be dropped, and counted, for want of room or time: then a later prompt
   // is computed, nothing else.
   virtual void Save(std::shared_ptr<const Stretch> stretch) = 0;
+  // The name of what Load() would read, without waiting for a disk; "": nothing.
+  virtual std::string Find(std::string_view family,
+                           std::span<const int32_t> prompt,
+                           int64_t first_token,
+                           int64_t at_least) = 0;
   // The stretch that begins at `first_token` and goes on like the prompt for the most tokens, if
   // these are more than `at_least`; otherwise null. May wait for a disk.
   virtual std::shared_ptr<const Stretch> Load(std::string_view family,

@@ -46,12 +46,54 @@ PrefixTree::Root* PrefixTree::FindRoot(const PrefixKey& key) const {
   return nullptr;
 }
 
+void PrefixTree::BecomeLeaf(Node* node) {
+  node->leaf.value() = {node->last_used, node};
+  leaves_.insert(std::move(node->leaf));
+}
+
+void PrefixTree::BecomeInner(Node* node) {
+  node->leaf = leaves_.extract({node->last_used, node});
+}
+
 void PrefixTree::Touch(Node* node) {
-  if (node->children.empty()) {
-    leaves_.erase({node->last_used, node});
-    leaves_.insert({now_, node});
-  }
+  const bool is_leaf = node->children.empty();
+  if (is_leaf) BecomeInner(node);
   node->last_used = now_;
+  if (is_leaf) BecomeLeaf(node);
+}
+
+PrefixTree::Node* PrefixTree::AddChild(Node* parent, std::span<const int32_t> tokens) {
+  auto node = std::make_unique<Node>();
+  Leaves place;
+  place.insert({0, nullptr});
+  node->leaf = place.extract(place.begin());
+  node->last_used = now_;
+  node->parent = parent;
+  const bool was_leaf = parent->children.empty() && parent->parent != nullptr;
+  const auto child =
+      parent->children.emplace(std::vector<int32_t>(tokens.begin(), tokens.end()), std::move(node))
+          .first;
+  child->second->place = child;
+  if (was_leaf) BecomeInner(parent);
+  BecomeLeaf(child->second.get());
+  ++num_nodes_;
+  return child->second.get();
+}
+
+std::vector<int64_t> ResumePoints(const AttentionSettings& settings,
+                                  int64_t kept,
+                                  int64_t first,
+                                  int64_t done) {
+  // The next question about the same document is about that long, and differs from its start on.
+  constexpr int64_t kQuestionTokens = 256;
+  std::vector<int64_t> points = {
+      ResumePosition(settings,
+                     std::max<int64_t>(0, kept - kQuestionTokens) / kTileTokens * kTileTokens),
+      ResumePosition(settings, kept)};
+  for (int64_t p = (first / kResumeTokens + 1) * kResumeTokens; p <= done; p += kResumeTokens)
+    points.push_back(p);
+  std::erase_if(points, [&](int64_t point) { return point <= first || point > done; });
+  return points;
 }
 
 void PrefixTree::Add(std::span<const int32_t> prompt,
@@ -75,21 +117,15 @@ void PrefixTree::Add(std::span<const int32_t> prompt,
     const std::span<const int32_t> tokens =
         prompt.subspan(static_cast<size_t>(first),
                        static_cast<size_t>(std::min<int64_t>(kPageTokens, num_tokens - first)));
-    auto child = node->children.find(tokens);
+    const auto child = node->children.find(tokens);
     if (child == node->children.end()) {
       PageRef retrieval = source(Way::kRetrieval, page);
       if (!retrieval && pool_->page_bytes(Way::kRetrieval) > 0) break;
-      if (node->children.empty() && node->parent != nullptr) leaves_.erase({node->last_used, node});
-      child =
-          node->children
-              .emplace(std::vector<int32_t>(tokens.begin(), tokens.end()), std::make_unique<Node>())
-              .first;
-      child->second->parent = node;
-      child->second->place = child;
-      child->second->pages[Index(Way::kRetrieval)] = std::move(retrieval);
-      ++num_nodes_;
+      node = AddChild(node, tokens);
+      node->pages[Index(Way::kRetrieval)] = std::move(retrieval);
+    } else {
+      node = child->second.get();
     }
-    node = child->second.get();
     PageRef& streaming = node->pages[Index(Way::kStreaming)];
     const bool all = streaming_pages == StreamingPages::kAll;
     if (!streaming && (all || page < needed.sink || page >= needed.window))
@@ -256,7 +292,7 @@ void PrefixTree::Remove(Node* node) {
   parent->children.erase(node->place);  // the node is gone
   if (!parent->children.empty()) return;
   if (parent->parent != nullptr) {
-    leaves_.insert({parent->last_used, parent});
+    BecomeLeaf(parent);
     return;
   }
   DropRoot(parent);

@@ -26,6 +26,12 @@ namespace lserve {
 // saves half the distance on average.
 inline constexpr int64_t kResumeTokens = 2048;
 
+// Where a prompt of which `kept` tokens are kept is made resumable, of (first, done].
+std::vector<int64_t> ResumePoints(const AttentionSettings& settings,
+                                  int64_t kept,
+                                  int64_t first,
+                                  int64_t done);
+
 // What a prefix is kept under: prompts share pages only if all of it is the same. Of the settings
 // counts what PrefillKey() says.
 struct PrefixKey {
@@ -34,7 +40,9 @@ struct PrefixKey {
 };
 
 // Invariants: what lies above a node is never dropped before it, a page that a sequence uses is
-// never dropped, and the tokens of a node are compared, not hashed.
+// never dropped, and the tokens of a node are compared, not hashed. When memory runs out
+// (std::bad_alloc from Add or Find) the tree is whole, with what was added so far; to drop
+// something takes no memory.
 class PrefixTree {
  public:
   // Both must outlive the tree.
@@ -90,6 +98,7 @@ class PrefixTree {
     using is_transparent = void;  // NOLINT(readability-identifier-naming): the library's name
     bool operator()(std::span<const int32_t> a, std::span<const int32_t> b) const;
   };
+  using Leaves = std::set<std::pair<uint64_t, Node*>>;  // by last use
   using Children = std::map<std::vector<int32_t>, std::unique_ptr<Node>, TokensLess>;
   struct Node {
     Node* parent = nullptr;         // null: a root
@@ -97,6 +106,7 @@ class PrefixTree {
     PageRef pages[kNumWays];
     Children children;
     uint64_t last_used = 0;
+    Leaves::node_type leaf;  // its place in leaves_ while it is not there; empty: a root, or there
 
     std::span<const int32_t> tokens() const { return place->first; }
     bool in_use() const;
@@ -116,14 +126,19 @@ class PrefixTree {
   static Path Walk(Root* root, std::span<const int32_t> prompt);
   int64_t Resumable(const Path& path, int64_t limit, const AttentionSettings& settings) const;
   SequenceCache Share(const Path& path, int64_t num_tokens, const AttentionSettings& settings);
+  // A child of `parent` with these tokens, which it has not; a leaf.
+  Node* AddChild(Node* parent, std::span<const int32_t> tokens);
   void Touch(Node* node);
+  // Puts a node that nothing lies behind among the leaves; takes one from them.
+  void BecomeLeaf(Node* node);
+  void BecomeInner(Node* node);
   void Remove(Node* node);
   void DropRoot(const Node* node);
 
   PagePool* pool_;
   PageStorage* storage_;
   std::map<std::string, std::vector<std::unique_ptr<Root>>> roots_;  // by salt
-  std::set<std::pair<uint64_t, Node*>> leaves_;                      // by last use
+  Leaves leaves_;
   uint64_t now_ = 0;
   int64_t num_nodes_ = 0;
 };

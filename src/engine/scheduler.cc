@@ -1,6 +1,7 @@
 #include "engine/scheduler.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "attention/policy.h"
@@ -14,12 +15,13 @@ namespace {
 constexpr int64_t kExpectedAnswerTokens = 512;
 
 bool RanksBefore(const Sequence& a, const Sequence& b) {
-  return a.request.priority != b.request.priority ? a.request.priority < b.request.priority
-                                                  : a.id < b.id;
+  return a.rank != b.rank ? a.rank < b.rank : a.id < b.id;
 }
 
-template <class Queue>
-void InsertByRank(std::unique_ptr<Sequence> sequence, Queue* queue) {
+// REQUIRES: the queue has capacity for one more, so that no sequence is lost for want of memory.
+void InsertByRank(std::unique_ptr<Sequence> sequence,
+                  std::vector<std::unique_ptr<Sequence>>* queue) {
+  LS_CHECK_LT(queue->size(), queue->capacity());
   const auto place =
       std::upper_bound(queue->begin(), queue->end(), sequence,
                        [](const auto& a, const auto& b) { return RanksBefore(*a, *b); });
@@ -68,7 +70,19 @@ SequenceCache::Need WorstCasePages(const AttentionSettings& settings,
   return need;
 }
 
+double RankOf(int64_t priority, double ageing_seconds, double arrival_seconds) {
+  const double value = static_cast<double>(priority);
+  return ageing_seconds > 0 ? arrival_seconds + value * ageing_seconds : value;
+}
+
 void Scheduler::Add(std::unique_ptr<Sequence> sequence) {
+  // Either may have to take all; from here on they change hands without allocating.
+  const size_t all = waiting_.size() + running_.size() + 1;
+  const auto make_room = [&](std::vector<std::unique_ptr<Sequence>>* queue) {
+    if (queue->capacity() < all) queue->reserve(2 * all);
+  };
+  make_room(&waiting_);
+  make_room(&running_);
   InsertByRank(std::move(sequence), &waiting_);
 }
 
@@ -119,13 +133,17 @@ bool Scheduler::CouldFit(const Sequence& candidate, size_t count) const {
 
 size_t Scheduler::NumNotWorse(const Sequence& candidate) const {
   size_t count = running_.size();
-  while (count > 0 && running_[count - 1]->request.priority > candidate.request.priority) --count;
+  const auto is_worse = [&](const Sequence& other) {
+    return RanksBefore(candidate, other) && other.request.priority > candidate.request.priority;
+  };
+  while (count > 0 && is_worse(*running_[count - 1])) --count;
   return count;
 }
 
 void Scheduler::PreemptLowest() {
   std::unique_ptr<Sequence> victim = std::move(running_.back());
   running_.pop_back();
+  victim->StopLoading();
   victim->cache = victim->cache.Fork(0);
   victim->selection.age = -1;
   victim->selection.num_pages = 0;
@@ -144,6 +162,19 @@ void Scheduler::FindPrefix(Sequence* sequence) const {
   if (sequence->stats.preemptions > 0) return;  // the first look is what the user is told of
   sequence->stats.prefix = found.match;
   sequence->stats.cached_tokens = sequence->cache.num_tokens();
+}
+
+void Scheduler::RestorePrefix(Sequence* sequence) const {
+  const PrefixArchive::Restored restored = archive_->Restore(
+      sequence->request.prompt,
+      {.settings = sequence->attention, .salt = sequence->request.cache_salt}, &sequence->load);
+  sequence->loading = restored.loading;
+  if (restored.some) FindPrefix(sequence);
+}
+
+bool Scheduler::is_loading() const {
+  return std::any_of(running_.begin(), running_.end(),
+                     [](const auto& sequence) { return sequence->loading; });
 }
 
 // Makes room for a candidate that FindPrefix() has seen, at the cost of prefixes and of sequences
@@ -185,13 +216,10 @@ void Scheduler::Admit() {
       next.cache = next.cache.Fork(0);  // who waits holds no page
       return;
     }
-    if (archive_->Restore(next.request.prompt,
-                          {.settings = next.attention, .salt = next.request.cache_salt})) {
-      FindPrefix(&next);
-    }
+    RestorePrefix(&next);
     // Preempted sequences wait behind the one that took their place.
     std::unique_ptr<Sequence> admitted = std::move(waiting_.front());
-    waiting_.pop_front();
+    waiting_.erase(waiting_.begin());
     for (const auto& other : running_) {
       if (!other->in_prompt()) continue;
       admitted->even_tokens = std::max(admitted->even_tokens, other->even_tokens);
@@ -289,11 +317,34 @@ bool Scheduler::ReservePages(const Scheduled& scheduled) {
   return true;
 }
 
+std::vector<int64_t> Scheduler::Classes(std::span<Sequence* const> prompts) {
+  std::vector<int64_t> classes(prompts.size());
+  int64_t best = std::numeric_limits<int64_t>::max();
+  for (size_t i = prompts.size(); i-- > 0;)
+    classes[i] = best = std::min(best, prompts[i]->request.priority);
+  return classes;
+}
+
+void Scheduler::LevelAged(std::span<Sequence* const> group, int64_t its_class) {
+  int64_t least = std::numeric_limits<int64_t>::max();
+  for (const Sequence* sequence : group) {
+    if (sequence->request.priority == its_class) least = std::min(least, sequence->even_tokens);
+  }
+  for (Sequence* sequence : group) {
+    if (sequence->request.priority > its_class)
+      sequence->even_tokens = std::max(sequence->even_tokens, least);
+  }
+}
+
 std::vector<Scheduled> Scheduler::Schedule() {
+  for (const auto& sequence : running_) {
+    if (sequence->loading) RestorePrefix(sequence.get());
+  }
   Admit();
   std::vector<Scheduled> step;
   std::vector<Sequence*> prompts;  // by rank
   for (const auto& sequence : running_) {
+    if (sequence->loading) continue;
     if (sequence->in_prompt()) {
       prompts.push_back(sequence.get());
     } else {
@@ -301,13 +352,13 @@ std::vector<Scheduled> Scheduler::Schedule() {
     }
   }
   int budget = PrefillBudget(static_cast<int>(step.size()));
+  const std::vector<int64_t> classes = Classes(prompts);
   for (size_t first = 0; first < prompts.size();) {
     size_t last = first + 1;
-    while (last < prompts.size() &&
-           prompts[last]->request.priority == prompts[first]->request.priority) {
-      ++last;
-    }
-    budget = SharePrefill(std::span(prompts).subspan(first, last - first), budget, &step);
+    while (last < prompts.size() && classes[last] == classes[first]) ++last;
+    const std::span<Sequence* const> group = std::span(prompts).subspan(first, last - first);
+    LevelAged(group, classes[first]);
+    budget = SharePrefill(group, budget, &step);
     first = last;
   }
   // By rank: who is preempted for pages comes after whom it is preempted for.
@@ -325,11 +376,36 @@ std::vector<Scheduled> Scheduler::Schedule() {
   return step;
 }
 
+void Scheduler::DropPlan() {
+  for (const auto& sequence : waiting_) {
+    sequence->StopLoading();
+    sequence->cache = sequence->cache.Fork(0);
+  }
+}
+
 std::vector<Sequence*> Scheduler::sequences() const {
   std::vector<Sequence*> all;
+  all.reserve(size());
   for (const auto& sequence : running_) all.push_back(sequence.get());
   for (const auto& sequence : waiting_) all.push_back(sequence.get());
   return all;
+}
+
+Sequence* Scheduler::Find(RequestId id) const {
+  for (const auto* queue : {&running_, &waiting_}) {
+    for (const auto& sequence : *queue) {
+      if (sequence->id == id) return sequence.get();
+    }
+  }
+  return nullptr;
+}
+
+Sequence* Scheduler::lowest() const {
+  if (waiting_.empty()) return running_.empty() ? nullptr : running_.back().get();
+  if (running_.empty()) return waiting_.back().get();
+  Sequence* const a = running_.back().get();
+  Sequence* const b = waiting_.back().get();
+  return RanksBefore(*a, *b) ? b : a;
 }
 
 void Scheduler::Remove(RequestId id) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -16,6 +17,8 @@
 
 namespace lserve {
 
+struct StretchLoad;  // engine/stretch_loader.h
+
 struct Sequence {
   Sequence(RequestId request_id, Request r, const AttentionSettings& settings, SequenceCache kv)
       : id(request_id),
@@ -25,6 +28,8 @@ struct Sequence {
         sampler(request.sampling, request.prompt) {}
 
   RequestId id;
+  // Its place among all: the lower first, of equal ones the lower id (RankOf()). It never changes.
+  double rank = 0;
   Request request;
   AttentionSettings attention;
   SequenceCache cache;
@@ -39,6 +44,14 @@ struct Sequence {
   // prefix, and that of an audit.
   int spare_pages = 1;
 
+  // Runs, but computes nothing while a stretch of its prefix is read.
+  bool loading = false;
+  std::shared_ptr<StretchLoad> load;
+  void StopLoading() {
+    loading = false;
+    load.reset();
+  }
+
   // Tokens that were in the cache at most: what a preempted sequence computes again is below.
   int64_t computed_tokens = 0;
   // Alone in an empty cache, since even then pages ran out: they lay scattered.
@@ -51,6 +64,7 @@ struct Sequence {
   // Memory of the page lists, allocated at the first decode step that is sparse.
   Buffer selection_memory;
   SelectionState selection;
+  SelectionState selection_before;  // as it was before the step
   // The lists as the host last read them, after a selection; empty: not yet. As SelectionTable.
   std::vector<int> selected_num_runs;
   std::vector<PageRun> selected_runs;

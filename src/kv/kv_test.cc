@@ -106,6 +106,27 @@ TEST(PagePool, CanAllocateIsExact) {
   }
 }
 
+TEST(PagePool, GivesBackWhatIsEmptyAndTakesItAgain) {
+  FakeStorage storage;
+  const KvLayout layout = TestLayout();
+  PagePool pool(layout, &storage, size_t{64} << 20);
+  std::optional<PageRef> held = pool.Allocate(Way::kRetrieval);
+  for (const Way way : kWays) {
+    std::vector<PageRef> pages;
+    for (int i = 0; i < 8; ++i) pages.push_back(pool.Allocate(way).value());
+  }
+  const auto committed = [&] { return storage.committed[0].size() + storage.committed[1].size(); };
+  const size_t before = committed();
+  pool.DecommitEmpty();
+  EXPECT_LT(committed(), before);
+  EXPECT_TRUE(storage.committed[Index(Way::kRetrieval)].contains(held->id()));
+  EXPECT_TRUE(storage.committed[Index(Way::kStreaming)].empty());
+  EXPECT_TRUE(pool.Allocate(Way::kStreaming).has_value());
+  held.reset();
+  pool.DecommitEmpty();
+  EXPECT_EQ(committed(), 0u);
+}
+
 TEST(SequenceCache, ReserveIsAllOrNothing) {
   const KvLayout layout = TestLayout();
   FakeStorage storage;

@@ -51,11 +51,23 @@ PagePool::PagePool(const KvLayout& layout, PageStorage* storage, size_t budget_b
     const PageId max_pages = MaxPages(layout, way, budget_bytes);
     w.references.assign(static_cast<size_t>(max_pages), 0);
     w.granules.resize(static_cast<size_t>(max_pages / w.pages_per_granule));
+    for (int i = 0; i < static_cast<int>(w.granules.size()); ++i) {
+      w.empty.insert(i);
+      Leave(w, i, &w.empty);
+    }
   }
 }
 
 PagePool::~PagePool() {
   for (const WayPages& w : ways_) LS_CHECK_EQ(w.in_use, 0) << "a page outlives its pool";
+}
+
+void PagePool::Enter(WayPages& pages, int granule, Granules* set) {
+  set->insert(std::move(pages.granules[static_cast<size_t>(granule)].place));
+}
+
+void PagePool::Leave(WayPages& pages, int granule, Granules* set) {
+  pages.granules[static_cast<size_t>(granule)].place = set->extract(granule);
 }
 
 std::optional<PageRef> PagePool::Allocate(Way way) {
@@ -67,7 +79,7 @@ std::optional<PageRef> PagePool::Allocate(Way way) {
   const PageId id = free_pages.back();
   free_pages.pop_back();
   if (free_pages.empty()) {
-    w.partial.erase(index);
+    Leave(w, index, &w.partial);
     ++w.num_full;
   }
   LS_CHECK_EQ(w.references[static_cast<size_t>(id)], 0u);
@@ -86,12 +98,11 @@ void PagePool::Release(Way way, PageId id) {
   std::vector<PageId>& free_pages = w.granules[static_cast<size_t>(index)].free_pages;
   if (free_pages.empty()) {
     --w.num_full;
-    w.partial.insert(index);
+    Enter(w, index, &w.partial);
   }
   free_pages.push_back(id);
   if (static_cast<int>(free_pages.size()) == w.pages_per_granule) {
-    w.partial.erase(index);
-    w.empty.insert(index);
+    w.empty.insert(w.partial.extract(index));
   }
 }
 
@@ -107,12 +118,13 @@ bool PagePool::CommitGranule(Way way) {
   if (granule == w.granules.end()) return false;
   const int index = static_cast<int>(granule - w.granules.begin());
   const PageId first = index * w.pages_per_granule;
+  granule->free_pages.reserve(static_cast<size_t>(w.pages_per_granule));
   if (!storage_->Commit(way, first, w.pages_per_granule).ok()) return false;
   granule->committed = true;
   committed_bytes_ += w.granule_bytes();
   // Pushed high to low: the lowest id is handed out first.
   for (PageId id = first + w.pages_per_granule; id-- > first;) granule->free_pages.push_back(id);
-  w.empty.insert(index);
+  Enter(w, index, &w.empty);
   return true;
 }
 
@@ -120,13 +132,20 @@ bool PagePool::DecommitEmptyGranule(Way way) {
   WayPages& w = ways_[Index(way)];
   if (w.empty.empty()) return false;
   const int index = *w.empty.begin();
-  w.empty.erase(w.empty.begin());
+  Leave(w, index, &w.empty);
   Granule& granule = w.granules[static_cast<size_t>(index)];
   storage_->Decommit(way, index * w.pages_per_granule, w.pages_per_granule);
   granule.committed = false;
   granule.free_pages.clear();
   committed_bytes_ -= w.granule_bytes();
   return true;
+}
+
+void PagePool::DecommitEmpty() {
+  for (const Way way : kWays) {
+    while (DecommitEmptyGranule(way)) {
+    }
+  }
 }
 
 bool PagePool::CanAllocate(int64_t retrieval, int64_t streaming) const {

@@ -71,6 +71,10 @@ class PagePool {
   // A page with unspecified content, or nothing if the budget is spent.
   std::optional<PageRef> Allocate(Way way);
 
+  // Gives the memory of granules without a page back to the storage, for whoever else needs it; it
+  // is taken again when pages are.
+  void DecommitEmpty();
+
   // Whether `retrieval` and `streaming` further pages could be allocated together.
   bool CanAllocate(int64_t retrieval, int64_t streaming) const;
 
@@ -82,8 +86,10 @@ class PagePool {
  private:
   friend class PageRef;
 
+  using Granules = std::set<int>;
   struct Granule {
     bool committed = false;
+    Granules::node_type place;       // in `partial` or `empty`, while it is in neither
     std::vector<PageId> free_pages;  // a stack; empty while not committed
   };
   struct WayPages {
@@ -91,8 +97,8 @@ class PagePool {
     int pages_per_granule = 1;
     std::vector<Granule> granules;
     std::vector<uint32_t> references;  // [page]; 0 = free
-    std::set<int> partial;             // granules with both pages in use and free pages
-    std::set<int> empty;               // committed granules with no page in use
+    Granules partial;                  // granules with both pages in use and free pages
+    Granules empty;                    // committed granules with no page in use
     int64_t num_full = 0;              // granules with no free page
     int64_t in_use = 0;                // pages
 
@@ -100,6 +106,10 @@ class PagePool {
     int granule_of(PageId id) const { return id / pages_per_granule; }
   };
 
+  // Nothing here allocates once the pool is made, but for a granule's stack when it is first
+  // committed: to give a page back takes no memory.
+  static void Enter(WayPages& pages, int granule, Granules* set);
+  static void Leave(WayPages& pages, int granule, Granules* set);
   bool CommitGranule(Way way);
   bool DecommitEmptyGranule(Way way);
   void Release(Way way, PageId id);

@@ -1,10 +1,22 @@
 #include "kv/two_way_cache.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "base/check.h"
 
 namespace lserve {
+
+namespace {
+
+// Capacity for `more` further elements, growing as push_back does.
+template <class T>
+void MakeRoom(size_t more, std::vector<T>* v) {
+  const size_t size = v->size() + more;
+  if (size > v->capacity()) v->reserve(std::max(size, 2 * v->capacity()));
+}
+
+}  // namespace
 
 SequenceCache::Need SequenceCache::NeedFor(int64_t count) const {
   Need need;
@@ -24,6 +36,12 @@ bool SequenceCache::Reserve(int64_t count) {
   if (!pool_->CanAllocate(need.pages[0], need.pages[1])) return false;
   std::vector<PageRef> got[kNumWays];
   for (const Way way : kWays) {
+    // All memory first, so that nothing is changed if there is none.
+    const size_t pages = static_cast<size_t>(need.pages[Index(way)]);
+    Table& table = tables_[Index(way)];
+    got[Index(way)].reserve(pages);
+    MakeRoom(pages, &table.refs);
+    MakeRoom(pages, &table.ids);
     for (int64_t i = 0; i < need.pages[Index(way)]; ++i) {
       std::optional<PageRef> page = pool_->Allocate(way);
       if (!page) return false;  // the device has less memory than the budget

@@ -148,7 +148,8 @@ void EngineThread::Loop() {
       return;
     }
     for (const RequestEvent& event : events.value()) Handle(event);
-    metrics_->ObserveStep(step_tokens_);
+    // Without tokens there was none: prefixes are being read.
+    if (step_tokens_ > 0) metrics_->ObserveStep(step_tokens_);
     {
       const std::lock_guard lock(mutex_);
       ++state_.steps;

@@ -142,6 +142,12 @@ void Generation::OnError(const Status& error) {
     api_error.http_status = 503;
     api_error.code = "shutting_down";
   }
+  if (error.code() == Code::kOutOfMemory) {
+    // It had passed Engine::Check: the machine is short of memory now, and need not be soon.
+    api_error.http_status = 503;
+    api_error.code = "out_of_memory";
+    setup_.headers.emplace_back("Retry-After", "5");
+  }
   setup_.exchange->Note("finish", "error");
   NoteUsage();
   EndLease();

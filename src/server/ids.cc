@@ -1,6 +1,5 @@
 #include "server/ids.h"
 
-#include <chrono>
 #include <random>
 
 namespace lserve {
@@ -18,11 +17,6 @@ std::string RandomName(std::string_view prefix) {
     for (int i = 0; i < 12; ++i, bits >>= 4) name.push_back(kDigits[bits & 15u]);
   }
   return name;
-}
-
-int64_t UnixSeconds() {
-  const auto now = std::chrono::system_clock::now().time_since_epoch();
-  return std::chrono::duration_cast<std::chrono::seconds>(now).count();
 }
 
 }  // namespace lserve

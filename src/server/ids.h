@@ -10,7 +10,5 @@ namespace lserve {
 uint64_t RandomBits();
 // `prefix` and 24 hexadecimal digits: "chatcmpl-6f...".
 std::string RandomName(std::string_view prefix);
-// Seconds since 1970.
-int64_t UnixSeconds();
 
 }  // namespace lserve

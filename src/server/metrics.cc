@@ -341,6 +341,9 @@ std::string Metrics::Render(const EngineSnapshot& engine, int64_t connections) c
   out.Head("lserve:kv_tier_refused_total", "counter",
            "Files that were damaged, cut off or foreign.");
   by_tier("lserve:kv_tier_refused_total", &KvTierStats::refused);
+  out.Head("lserve:kv_tier_slow_total", "counter",
+           "Times that a prompt was computed since a tier took too long to read its prefix.");
+  by_tier("lserve:kv_tier_slow_total", &KvTierStats::slow);
   out.Head("lserve:kv_tier_dropped_total", "counter",
            "Prefixes that a tier did not keep: it was too small, too slow or full.");
   by_tier("lserve:kv_tier_dropped_total", &KvTierStats::dropped);

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "base/strings.h"
+#include "base/wall_time.h"
 #include "server/ids.h"
 #include "server/sse.h"
 

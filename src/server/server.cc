@@ -7,6 +7,7 @@
 
 #include "base/json.h"
 #include "base/strings.h"
+#include "base/wall_time.h"
 
 namespace lserve {
 namespace {
@@ -16,10 +17,7 @@ constexpr auto kPollPeriod = std::chrono::milliseconds(20);
 constexpr double kAbortSeconds = 2;
 
 std::string LogLine(const ExchangeRecord& record) {
-  const auto now = std::chrono::system_clock::now().time_since_epoch();
-  const double seconds =
-      static_cast<double>(std::chrono::duration_cast<std::chrono::milliseconds>(now).count()) / 1e3;
-  Json::Object line = {{"time", Json(seconds)},
+  Json::Object line = {{"time", Json(static_cast<double>(UnixMilliseconds()) / 1e3)},
                        {"method", Json(record.method)},
                        {"path", Json(record.path.substr(0, 200))},
                        {"status", Json(record.status)},

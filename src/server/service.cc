@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/strings.h"
+#include "base/wall_time.h"
 #include "lserve/version.h"
 #include "server/anthropic_replies.h"
 #include "server/anthropic_types.h"

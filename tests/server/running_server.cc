@@ -9,7 +9,7 @@
 
 namespace lserve {
 
-RunningServer::RunningServer(const Change& change) {
+RunningServer::RunningServer(const Change& change, EngineInputs inputs) {
   EngineConfig engine_config;
   engine_config.model_dir = LS_SOURCE_DIR "/models/needle";
   engine_config.num_threads = 2;
@@ -26,7 +26,7 @@ RunningServer::RunningServer(const Change& change) {
     log_.push_back(line);
   };
   if (change) change(engine_config, server_config);
-  Result<std::unique_ptr<Engine>> engine = Engine::Create(engine_config);
+  Result<std::unique_ptr<Engine>> engine = Engine::Create(engine_config, std::move(inputs));
   EXPECT_TRUE(engine.ok()) << engine.status().message();
   Result<std::unique_ptr<Server>> server = Server::Start(std::move(engine).value(), server_config);
   EXPECT_TRUE(server.ok()) << server.status().message();

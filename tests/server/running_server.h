@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/json.h"
+#include "engine/engine_inputs.h"
 #include "server/server.h"
 #include "tests/server/http_client.h"
 
@@ -21,7 +22,7 @@ namespace lserve {
 class RunningServer {
  public:
   using Change = std::function<void(EngineConfig&, ServerConfig&)>;
-  explicit RunningServer(const Change& change = {});
+  explicit RunningServer(const Change& change = {}, EngineInputs inputs = {});
   ~RunningServer();
   RunningServer(const RunningServer&) = delete;
   RunningServer& operator=(const RunningServer&) = delete;

@@ -2,10 +2,13 @@
 // connections that say half of something, or never read.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
+#include <atomic>
 #include <chrono>
+#include <ctime>
 #include <filesystem>
 #include <memory>
 #include <thread>
@@ -43,6 +46,75 @@ TEST(ServeFaultsTest, AStoppedProcessGoesOnWhereItWas) {
   EXPECT_TRUE(stream.body.ends_with("data: [DONE]\n\n"));
   EXPECT_THAT(stream.body, HasSubstr(R"("finish_reason":"length")"));
   server.Signal(SIGTERM);
+  EXPECT_EQ(server.Wait(), 0) << server.err();
+}
+
+// The wall clock of a process, in seconds ahead of the machine's; see wall_clock_shim.cc.
+class WallClock {
+ public:
+  WallClock() {
+    const int fd = mkstemp(path_.data());
+    EXPECT_GE(fd, 0);
+    EXPECT_EQ(ftruncate(fd, sizeof(int64_t)), 0);
+    void* memory = mmap(nullptr, sizeof(int64_t), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    EXPECT_NE(memory, MAP_FAILED);
+    close(fd);
+    ahead_ = static_cast<std::atomic<int64_t>*>(memory);
+  }
+  ~WallClock() {
+    munmap(ahead_, sizeof(int64_t));
+    std::filesystem::remove(path_);
+  }
+  WallClock(const WallClock&) = delete;
+  WallClock& operator=(const WallClock&) = delete;
+
+  void Set(int64_t seconds_ahead) { *ahead_ = seconds_ahead; }
+  std::vector<std::pair<std::string, std::string>> environment() const {
+    return {{"LD_PRELOAD", LS_WALL_CLOCK}, {"LS_WALL_CLOCK_FILE", path_}};
+  }
+
+ private:
+  std::string path_ = testing::TempDir() + "lserve_clock_XXXXXX";
+  std::atomic<int64_t>* ahead_ = nullptr;
+};
+
+// Everything that waits, ends or is refused goes by a clock that does not jump: with the watchdog,
+// the limits and the deadlines at seconds, years forth and back change dates and nothing else.
+TEST(ServeFaultsTest, AJumpOfTheClockIsSeenInDatesOnly) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "a sanitizer's library must be the first that is loaded";
+#endif
+  constexpr int64_t kYear = 365 * 86400;
+  WallClock clock;
+  ServeProcess server({"--api-key", "sk-x", "--requests-per-minute-per-key", "4",
+                       "--watchdog-timeout", "5", "--step-deadline", "5", "--no-access-log"},
+                      clock.environment());
+  ASSERT_GT(server.port(), 0) << server.err();
+  const std::string key = "Authorization: Bearer sk-x\r\n";
+  const auto created = [&](HttpClient& client) {
+    const HttpReply reply = client.Post(kChat, ChatJson("hi", R"(,"max_tokens":2)"), key);
+    EXPECT_EQ(reply.status, 200) << reply.body;
+    return At(ParsedBody(reply), "created").as_int();
+  };
+  HttpClient stream(server.port()), kept(server.port());
+  stream.Send(HttpClient::PostBytes(kChat, Stream(300), key));
+  ASSERT_TRUE(stream.ReadUntil("\"role\":\"assistant\""));
+  EXPECT_NEAR(created(kept), std::time(nullptr), 60);
+  clock.Set(kYear);
+  EXPECT_NEAR(created(kept), std::time(nullptr) + kYear, 60);
+  clock.Set(-10 * kYear);
+  EXPECT_NEAR(created(kept), std::time(nullptr) - 10 * kYear, 60);
+  EXPECT_EQ(Get(server.port(), "/ready").status, 200);
+  const HttpReply rest = stream.ReadReply();
+  EXPECT_TRUE(rest.body.ends_with("data: [DONE]\n\n")) << rest.body;
+  EXPECT_THAT(rest.body, HasSubstr(R"("finish_reason":"length")"));
+  // The stream was the first of the four; a year does not fill the bucket.
+  clock.Set(kYear);
+  const HttpReply refused = kept.Post(kChat, ChatJson("hi", R"(,"max_tokens":2)"), key);
+  EXPECT_EQ(refused.status, 429) << refused.body;
+  EXPECT_LE(std::atoi(refused.headers.at("retry-after").c_str()), 15);
+  server.Signal(SIGTERM);
+  clock.Set(5 * kYear);
   EXPECT_EQ(server.Wait(), 0) << server.err();
 }
 

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace lserve {
@@ -16,13 +17,15 @@ namespace lserve {
 // `lserve serve` on a free port; its stderr is read until it listens.
 class ServeProcess {
  public:
-  explicit ServeProcess(std::vector<std::string> more) {
+  explicit ServeProcess(std::vector<std::string> more,
+                        const std::vector<std::pair<std::string, std::string>>& environment = {}) {
     int ends[2];
     EXPECT_EQ(pipe(ends), 0);
     pid_ = fork();
     if (pid_ == 0) {
       dup2(ends[1], STDERR_FILENO);
       close(ends[0]);
+      for (const auto& [name, value] : environment) setenv(name.c_str(), value.c_str(), 1);
       const std::string model = LS_SOURCE_DIR "/models/needle";
       std::vector<std::string> arguments = {
           LS_PROGRAM, "serve", model, "--port", "0", "--threads", "1", "--kv-cache-bytes", "64M"};
