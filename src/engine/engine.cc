@@ -328,7 +328,7 @@ Status Engine::Impl::BeginAudits() {
     const Stopwatch watch;
     if (selects(member)) {
       std::optional<std::vector<float>> logits;
-      const Status status = WithinMemory([&] {
+      Status status = WithinMemory([&] {
         logits = LS_TRY(ShadowPass(member));
         return Status();
       });
@@ -667,7 +667,7 @@ Status Engine::Impl::RunMembers(std::span<const Scheduled> step,
   for (const Scheduled& member : step)
     member.sequence->selection_before = member.sequence->selection;
   size_t done = 0;
-  const Status status = WithinMemory([&] { return RunBatch(step, &done, events); });
+  Status status = WithinMemory([&] { return RunBatch(step, &done, events); });
   if (status.code() != Code::kOutOfMemory || done == step.size()) return status;
   const std::span<const Scheduled> rest = step.subspan(done);
   // Nothing of them was counted, and what they wrote to the cache is written again; but lists that
@@ -680,7 +680,7 @@ Status Engine::Impl::RunMembers(std::span<const Scheduled> step,
   parts_.pool->DecommitEmpty();
   if (rest.size() == 1) {
     if (!is_last_try) return RunMembers(rest, events, true);
-    Fail(rest[0].sequence, status, events);
+    Fail(rest[0].sequence, std::move(status), events);
     return Status();
   }
   const size_t half = rest.size() / 2;
