@@ -21,7 +21,7 @@ class Pressed {
     EngineConfig config;
     config.model_dir = checkpoint_.dir();
     config.device = "cpu";
-    config.num_threads = 2;
+    config.num_threads = 1;
     config.kv_cache_bytes = size_t{64} << 20;
     config.max_num_batched_tokens = 512;
     config.attention.mode = AttentionMode::kSparse;

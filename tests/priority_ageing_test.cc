@@ -14,7 +14,7 @@ class PriorityAgeing : public testing::Test {
   std::unique_ptr<Engine> Make(double ageing_seconds, int max_num_seqs) {
     EngineConfig config;
     config.model_dir = checkpoint_.dir();
-    config.num_threads = 2;
+    config.num_threads = 1;
     config.kv_cache_bytes = size_t{64} << 20;
     config.max_num_batched_tokens = 256;
     config.max_num_seqs = max_num_seqs;

@@ -90,7 +90,7 @@ class SlowDisk : public testing::Test {
     EngineConfig config;
     config.model_dir = checkpoint_.dir();
     config.device = "cpu";
-    config.num_threads = 2;
+    config.num_threads = 1;
     config.kv_cache_bytes = size_t{64} << 20;
     config.kv_disk_dir = checkpoint_.dir() + "/tier";
     config.attention.mode = AttentionMode::kSparse;
