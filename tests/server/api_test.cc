@@ -576,7 +576,7 @@ TEST(ApiKeyTest, KeysAreReplacedWhileClientsAsk) {
   HttpClient running(server.port());
   running.Send(
       HttpClient::PostBytes("/v1/chat/completions",
-                            ChatJson("hi", R"(,"stream":true,"ignore_eos":true,"max_tokens":400)"),
+                            ChatJson("hi", R"(,"stream":true,"ignore_eos":true,"max_tokens":150)"),
                             "Authorization: Bearer sk-old\r\n"));
   ASSERT_TRUE(running.ReadUntil("\"role\":\"assistant\""));
   std::atomic<bool> ends = false;
