@@ -103,8 +103,9 @@ class Pressed {
   static RandomModelShape Shape(int64_t head_dim) {
     RandomModelShape shape;
     shape.head_dim = head_dim;
-    shape.layers = 2;
-    shape.kinds = {1, 1, 1, 0};
+    shape.layers = head_dim > 16 ? 2 : 1;
+    shape.kinds = {1, 0};
+    if (shape.layers == 2) shape.kinds = {1, 1, 1, 0};
     return shape;
   }
   static Request Ask(int64_t length, uint64_t seed, int64_t max_tokens) {
