@@ -71,9 +71,13 @@ bool Sampler::changes_logits() const {
          params_.presence_penalty != 0 || params_.frequency_penalty != 0;
 }
 
-TokenDraw Sampler::NextDraw() {
+bool Sampler::takes_largest() const {
+  return params_.temperature == 0 || params_.top_k == 1;
+}
+
+TokenDraw Sampler::NextDraw() const {
   TokenDraw draw;
-  draw.takes_largest = params_.temperature == 0 || params_.top_k == 1;
+  draw.takes_largest = takes_largest();
   if (draw.takes_largest) return draw;
   constexpr double kLargest = std::numeric_limits<float>::max();
   draw.scale = static_cast<float>(std::min(kLargest, std::numbers::log2e / params_.temperature));
@@ -85,12 +89,14 @@ TokenDraw Sampler::NextDraw() {
     const double level = -std::log2(params_.min_p) * (1 << kLevelFractionBits);
     if (level < kNoLevel) draw.max_level = std::min(draw.max_level, static_cast<uint32_t>(level));
   }
-  draw.random = rng_.NextU64();
+  Rng next = rng_;
+  draw.random = next.NextU64();
   return draw;
 }
 
 Result<int32_t> Sampler::Take(int32_t token) {
   if (token < 0) return NanLogits();
+  if (!takes_largest()) rng_.NextU64();
   ++answer_counts_[token];
   return token;
 }

@@ -21,16 +21,17 @@ class Sampler {
   // Whether the logits change before the draw: penalties, a bias. Then Sample() draws; else any
   // backend does, by NextDraw() (backend/token_draw.h), with the same result.
   bool changes_logits() const;
-  // Of the next token; each takes the next random number.
-  TokenDraw NextDraw();
-  // `token` is what the last NextDraw() gave for the logits; -1 is an error: one of them is NaN.
-  // The token counts for the penalties of the following calls.
+  // Of the next token, the same until Take(): a step that is tried again draws what it would have.
+  TokenDraw NextDraw() const;
+  // `token` is what NextDraw() gave for the logits; -1 is an error: one of them is NaN. The token
+  // counts for the penalties of the following calls, and has used its random number.
   Result<int32_t> Take(int32_t token);
 
   // All of that for `logits`, which is [vocab] and is changed.
   Result<int32_t> Sample(std::span<float> logits);
 
  private:
+  bool takes_largest() const;
   void ApplyPenalties(std::span<float> logits) const;
 
   SamplingParams params_;

@@ -95,6 +95,7 @@ TEST(Sampler, DrawsElsewhereAreTheSame) {
     for (int step = 0; step < 20; ++step) {
       for (float& x : logits) x = 4 * rng.NextFloat();
       const int32_t token = DrawToken(logits, there.NextDraw());
+      ASSERT_EQ(DrawToken(logits, there.NextDraw()), token) << "asked again, step " << step;
       EXPECT_EQ(there.Take(token).value(), token);
       std::vector<float> copy = logits;
       ASSERT_EQ(here.Sample(copy).value(), token) << "step " << step;
