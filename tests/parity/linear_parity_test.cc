@@ -299,7 +299,8 @@ std::vector<float> RunFused(Backend& backend, const WeightType& type, const Fuse
   for (float& value : norm_weight) value = ToFloat(ToBf16(value));
   for (int64_t i = 0; i < c.rows * c.in && c.norm; ++i) {
     float& value = x[static_cast<size_t>(i)];
-    value = std::copysign(static_cast<float>(i / c.in + 1), value);
+    const int64_t row = i / c.in;
+    value = std::copysign(static_cast<float>(row + 1), value);
   }
   std::vector<float> normed(x.size()), product(static_cast<size_t>(c.rows * width));
   std::vector<float> gated(static_cast<size_t>(c.rows * c.out));
