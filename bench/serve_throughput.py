@@ -2,9 +2,10 @@
 """What the server adds to short prompts: serve_throughput.py PROGRAM MODEL_DIR, one JSON line.
 
 The same questions, 64 tokens each, 8 at a time, by `lserve run` and through the server by 8 clients
-that each wait for their answer. Both programs have started before the clock counts (`lserve run`:
-the difference of two runs, of all questions and of 8). Standard library only; the machine should
-have nothing else to do.
+that each wait for their answer; by turns, and the ratio is taken turn by turn. Both programs have
+started before the clock counts (`lserve run`: the difference of two runs, of all questions and of
+8). The clients share the cores with the server. Standard library only; the machine should have
+nothing else to do.
 """
 import asyncio
 import json
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 
-QUESTIONS, AT_ONCE, TOKENS = 200, 8, 64
+QUESTIONS, AT_ONCE, TOKENS, ROUNDS = 400, 8, 64, 9
 
 
 def question(i):
@@ -78,14 +79,14 @@ def main():
     rates = {"run": [], "serve": []}
     server = Server(program, model, "--max-num-seqs", str(AT_ONCE))
     asyncio.run(serve_seconds(server))  # warms up
-    for _ in range(3):
+    for _ in range(ROUNDS):
         seconds = run_seconds(program, model, QUESTIONS) - run_seconds(program, model, AT_ONCE)
         rates["run"].append((QUESTIONS - AT_ONCE) * TOKENS / seconds)
         rates["serve"].append(QUESTIONS * TOKENS / asyncio.run(serve_seconds(server)))
     server.end()
-    medians = {name: statistics.median(values) for name, values in rates.items()}
+    ratios = [serve / run for run, serve in zip(rates["run"], rates["serve"])]
     print(json.dumps({"questions": QUESTIONS, "at_once": AT_ONCE, "tokens": TOKENS, "tokens_per_second": rates,
-                      "serve_of_run": medians["serve"] / medians["run"]}))
+                      "serve_of_run": {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}}))
 
 
 if __name__ == "__main__":

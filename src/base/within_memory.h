@@ -1,6 +1,6 @@
 // WithinMemory: where std::bad_alloc becomes a Status. Used by the engine, around what it does for
-// requests, and by threads that work for it; what lies below only has to stay whole when it is
-// left.
+// requests, by threads that work for it, and where state has to be put back; what else lies below
+// only has to stay whole when it is left.
 #pragma once
 
 #include <new>

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "base/json.h"
+#include "base/round_up.h"
 #include "base/strings.h"
 #include "loader/json_fields.h"
 
@@ -39,10 +40,6 @@ Status CannotWrite(const std::string& path, const char* action) {
   return Status(Code::kIoError, StrCat(path, ": cannot ", action, ": ", std::strerror(errno),
                                        ", expected a writable directory with room; give "
                                        "--quantization-cache DIR or none"));
-}
-
-uint64_t RoundUp(uint64_t x) {
-  return (x + kBlobAlignment - 1) / kBlobAlignment * kBlobAlignment;
 }
 
 }  // namespace
@@ -180,7 +177,7 @@ Status PackedWeightsWriter::Write(std::span<const std::byte> bytes, uint64_t off
 }
 
 Status PackedWeightsWriter::Add(const std::string& name, std::span<const std::byte> data) {
-  const uint64_t offset = RoundUp(end_);
+  const uint64_t offset = RoundUp(end_, kBlobAlignment);
   LS_TRY(Write(data, offset));
   end_ = offset + data.size();
   blobs_[name] = {offset, PackedBlob{data, ChecksumOf(data)}};
@@ -199,7 +196,7 @@ Status PackedWeightsWriter::Finish() {
       WriteJson(Json(Json::Object{{"key", Json(key_)}, {"blobs", Json(std::move(blobs))}}));
   const std::span<const std::byte> bytes = std::as_bytes(std::span(table));
   Head head;
-  head.table_offset = RoundUp(end_);
+  head.table_offset = RoundUp(end_, kBlobAlignment);
   head.table_bytes = bytes.size();
   head.table_checksum = ChecksumOf(bytes);
   head.file_bytes = head.table_offset + bytes.size();

@@ -8,6 +8,7 @@
 #include "backend/cpu/attention_kernels.h"
 #include "backend/cpu/linear_kernels.h"
 #include "base/check.h"
+#include "base/round_up.h"
 #include "base/strings.h"
 
 namespace lserve {
@@ -18,10 +19,6 @@ constexpr size_t kAlignment = 64;
 // From here on, 2 MiB pages: a GEMV streams a weight faster with one TLB miss per 2 MiB.
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kAddressSpace = size_t{1} << 47;
-
-size_t RoundUp(size_t bytes, size_t multiple) {
-  return (bytes + multiple - 1) / multiple * multiple;
-}
 
 }  // namespace
 

@@ -8,18 +8,13 @@
 #include "backend/cuda/cuda_status.h"
 #include "backend/cuda/matrix_views.h"
 #include "base/check.h"
+#include "base/round_up.h"
 
 namespace lserve {
 namespace {
 
 // Scratch of one round of SelectTiles; more slots, then more requests take more rounds.
 constexpr size_t kMaxTileScratchBytes = size_t{512} << 20;
-
-// Sizes of grids and of scratch grow in steps, so that a step's graph serves the next ones too;
-// blocks beyond what a row needs end at once.
-int RoundUp(int pages, int step) {
-  return (pages + step - 1) / step * step;
-}
 
 // Pages a row reads; of a selected list, whose length only the device knows, `selected`.
 int NumPages(const PagePlan& plan, const PlanRow& row, int selected) {
@@ -54,7 +49,8 @@ std::vector<int> LongestFirst(const PagePlan& plan) {
   return order;
 }
 
-// Blocks for a row: for the pages that it has now, and a little more.
+// Blocks for a row. Sizes of grids and of scratch grow in steps, so that a step's graph serves the
+// next ones too; blocks beyond what a row needs end at once.
 int SplitsOf(const PagePlan& plan, const PlanRow& row) {
   constexpr int kPageStep = 16;
   return NumDecodeSplits(RoundUp(MostPages(plan, row), kPageStep));
@@ -266,7 +262,7 @@ Status CudaBackend::DecodeAttention(const AttentionParams& params) {
     const std::vector<DecodeItem> listed = ListItems(plan);
     work.items = LS_TRY(uploads_.Upload(std::span<const DecodeItem>(listed), params.plan));
   }
-  // Whoever read the last step's tokens has waited for its kernels.
+  // A step begins with copies on the stream, which wait for every kernel of the one before.
   args.lists_are_final = !selected_in_step_;
   std::byte* partials = LS_TRY(attention_scratch_.Get(DecodePartialBytes(args, work), stream_));
   int* counters = LS_TRY(DecodeCounters(NumDecodeCounters(args, work)));
@@ -326,7 +322,7 @@ Status CudaBackend::SelectPages(const SelectPagesParams& params) {
     args.max_candidates = std::max(args.max_candidates, last - first);
     args.max_pages = std::max(args.max_pages, request.num_pages);
   }
-  constexpr int kStep = 64;
+  constexpr int kStep = 64;  // as SplitsOf()
   args.max_candidates = RoundUp(args.max_candidates, kStep);
   args.max_pages = RoundUp(args.max_pages, kStep);
   args.sequences = LS_TRY(UploadSequences(params.sequences));

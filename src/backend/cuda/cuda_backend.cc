@@ -8,17 +8,15 @@
 #include "backend/cuda/matrix_views.h"
 #include "backend/cuda_factory.h"
 #include "base/check.h"
+#include "base/round_up.h"
 #include "base/strings.h"
+#include "base/within_memory.h"
 
 namespace lserve {
 namespace {
 
 // What cuBLAS asks for on Hopper.
 constexpr size_t kCublasWorkspace = size_t{32} << 20;
-
-size_t RoundUp(size_t bytes, size_t multiple) {
-  return (bytes + multiple - 1) / multiple * multiple;
-}
 
 }  // namespace
 
@@ -130,14 +128,15 @@ Status CudaBackend::RunStep(const std::function<Status()>& ops) {
   LS_TRY(uploads_.BeginRecord());
   trace_.Clear();
   tracing_ = true;
-  const Status traced = ops();
+  // An exception must not leave the backend in the middle of a walk: the engine goes on after it.
+  const Status traced = WithinMemory(ops);
   tracing_ = false;
   const bool fits = LS_TRY(uploads_.EndRecord());
   LS_TRY(traced);
   if (!fits) return ops();
   return graphs_.Run(trace_, [&] {
     uploads_.BeginRepeat();
-    const Status launched = ops();
+    const Status launched = WithinMemory(ops);
     uploads_.EndRepeat();
     return launched;
   });

@@ -9,6 +9,7 @@
 #include "backend/cuda/kernels/kernels.h"
 #include "base/check.h"
 #include "base/log.h"
+#include "base/round_up.h"
 #include "base/strings.h"
 
 namespace lserve {
@@ -18,10 +19,6 @@ namespace {
 constexpr size_t kMinBlockBytes = size_t{4} << 20;
 // A page starts where 16-byte vectors and bulk copies may.
 constexpr size_t kPageAlignment = 256;
-
-size_t RoundUp(size_t bytes, size_t multiple) {
-  return (bytes + multiple - 1) / multiple * multiple;
-}
 
 // The driver's functions, found through the runtime: linking libcuda would keep the program from
 // starting on machines without a driver.

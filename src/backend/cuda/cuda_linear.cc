@@ -6,6 +6,7 @@
 #include "backend/cuda/matrix_views.h"
 #include "backend/weight_quant.h"
 #include "base/check.h"
+#include "base/round_up.h"
 #include "base/strings.h"
 
 namespace lserve {
@@ -23,10 +24,10 @@ int64_t RowsInBlock(int64_t row_bytes) {
   return std::max<int64_t>(1, kBlockBytes / row_bytes);
 }
 
-// The block lies behind x in scratch, aligned.
-size_t RoundUpX(size_t bytes) {
+// The block lies behind x in scratch.
+size_t BlockOffset(size_t x_bytes) {
   constexpr size_t kAlignment = 256;
-  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  return RoundUp(x_bytes, kAlignment);
 }
 
 QuantizedRows RowsOf(const LinearWeight& weight, int64_t first_row, int64_t rows) {
@@ -142,7 +143,7 @@ size_t CudaBackend::LinearScratchBytes(const LinearWeight& weight, int64_t rows)
       if (StreamsWeight(weight, rows)) return x_bytes;
       const int64_t row_bytes = weight.in_features * static_cast<int64_t>(sizeof(uint16_t));
       const int64_t block = std::min(weight.out_features, RowsInBlock(row_bytes));
-      return RoundUpX(x_bytes) + static_cast<size_t>(block * row_bytes);
+      return BlockOffset(x_bytes) + static_cast<size_t>(block * row_bytes);
     }
     case DType::kF16:
       return rows > MaxGemvRows(weight.dtype, weight.in_features)
@@ -292,7 +293,7 @@ Status CudaBackend::MultiplyMatrix(const LinearParams& params) {
                               params.x.rows, w.in_features, reinterpret_cast<uint16_t*>(scratch),
                               stream_));
     const size_t x_bytes = static_cast<size_t>(params.x.rows * w.in_features) * sizeof(uint16_t);
-    std::byte* block = scratch + RoundUpX(x_bytes);
+    std::byte* block = scratch + BlockOffset(x_bytes);
     const int64_t block_rows = RowsInBlock(w.in_features * static_cast<int64_t>(sizeof(uint16_t)));
     for (int64_t row = 0; row < w.out_features; row += block_rows) {
       const QuantizedRows rows = RowsOf(w, row, std::min(block_rows, w.out_features - row));

@@ -6,6 +6,7 @@
 
 #include "backend/cuda/kernels/kernels.h"
 #include "backend/cuda/kernels/launch.cuh"
+#include "backend/cuda/kernels/numbers.cuh"
 
 namespace lserve {
 namespace {
@@ -13,16 +14,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kNormThreads = 1024;  // a row of a decode step has one block: width hides latency
 constexpr int kWarp = 32;
-
-__device__ float ToFloat(__nv_bfloat16 x) {
-  return __bfloat162float(x);
-}
-__device__ float ToFloat(__half x) {
-  return __half2float(x);
-}
-__device__ float ToFloat(float x) {
-  return x;
-}
 
 template <class T>
 __global__ void GatherRowsKernel(
@@ -98,8 +89,7 @@ __global__ void SiluMulKernel(ConstMatrixView x, int64_t n, MatrixView y) {
   const int64_t i = int64_t{blockIdx.y} * blockDim.x + threadIdx.x;
   if (i >= n) return;
   const float* row = x.data + blockIdx.x * x.stride;
-  const float gate = row[i];
-  y.data[blockIdx.x * y.stride + i] = gate / (1.0f + expf(-gate)) * row[n + i];
+  y.data[blockIdx.x * y.stride + i] = Silu(row[i]) * row[n + i];
 }
 
 __global__ void RopeKernel(

@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "backend/cuda/kernels/numbers.cuh"
 #include "kv/page.h"
 
 namespace lserve {
@@ -64,11 +65,6 @@ __device__ inline uint32_t QuantCode(float x, __half2 q, int levels) {
 // The product is exact in float, so that a fused multiply-add gives the same.
 __device__ inline __nv_bfloat16 Dequantize(uint32_t code, float scale, float min) {
   return __float2bfloat16_rn(fmaf(static_cast<float>(code), scale, min));
-}
-
-__device__ inline uint32_t PackBf16(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
 // Two neighbouring codes with their own scales, as a pair of bf16.

@@ -15,6 +15,7 @@
 #include "backend/cuda/kernels/kernels.h"
 #include "backend/cuda/kernels/launch.cuh"
 #include "backend/cuda/kernels/mma.cuh"
+#include "backend/cuda/kernels/numbers.cuh"
 
 namespace lserve {
 namespace {
@@ -29,11 +30,6 @@ constexpr int kDepth = kChunk * kChunks;  // in elements of K
 constexpr int kTileOuts = 16;
 constexpr int kTileRows = 8;
 
-__device__ uint32_t PackPair(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return reinterpret_cast<const uint32_t&>(pair);
-}
-
 // Eight elements of x, rounded to bf16.
 __device__ uint4 LoadX(const uint16_t* x) {
   return *reinterpret_cast<const uint4*>(x);
@@ -41,7 +37,7 @@ __device__ uint4 LoadX(const uint16_t* x) {
 __device__ uint4 LoadX(const float* x) {
   const float4 a = reinterpret_cast<const float4*>(x)[0];
   const float4 b = reinterpret_cast<const float4*>(x)[1];
-  return {PackPair(a.x, a.y), PackPair(a.z, a.w), PackPair(b.x, b.y), PackPair(b.z, b.w)};
+  return {PackBf16(a.x, a.y), PackBf16(a.z, a.w), PackBf16(b.x, b.y), PackBf16(b.z, b.w)};
 }
 
 // One turn of a warp: kChunks vectors of two rows of each tile.
@@ -167,16 +163,6 @@ __device__ void StoreRow(const GemvArgs& args, int64_t out, const float (&sums)[
     float* y = args.y.data + r * args.y.stride + out;
     *y = args.accumulate ? *y + sum : sum;
   }
-}
-
-__device__ float ToFloat(float x) {
-  return x;
-}
-__device__ float ToFloat(__half x) {
-  return __half2float(x);
-}
-__device__ float ToFloat(__nv_bfloat16 x) {
-  return __bfloat162float(x);
 }
 
 // Any width; for types and shapes that are rare.

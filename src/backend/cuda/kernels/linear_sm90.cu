@@ -27,6 +27,7 @@
 #include "backend/cuda/kernels/kernels.h"
 #include "backend/cuda/kernels/launch.cuh"
 #include "backend/cuda/kernels/mma.cuh"
+#include "backend/cuda/kernels/numbers.cuh"
 #include "backend/cuda/kernels/wgmma.cuh"
 
 namespace lserve {
@@ -187,10 +188,6 @@ __device__ void StoreX(const GemvArgs& args, Shared& shared) {
   SyncConsumers();
 }
 
-__device__ float Silu(float x) {
-  return x / (1.0f + expf(-x));
-}
-
 // Sums the warps' shares of a tile in their order, and stores y.
 template <int kRowTiles, bool kGate>
 __device__ void StoreTile(const GemvArgs& args,
@@ -230,11 +227,6 @@ __device__ void StoreTile(const GemvArgs& args,
   }
 }
 
-__device__ uint32_t PackPair(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return reinterpret_cast<const uint32_t&>(pair);
-}
-
 // Four codes of a word as bf16. 2^23 + code + 128 has the code in its last byte.
 __device__ uint2 FourInt8(uint32_t word) {
   constexpr float kOffset = 0x1p23f + 128;
@@ -244,7 +236,7 @@ __device__ uint2 FourInt8(uint32_t word) {
   for (int i = 0; i < 4; ++i) {
     values[i] = __uint_as_float(__byte_perm(codes, 0x4b000000u, 0x7440u + i)) - kOffset;
   }
-  return {PackPair(values[0], values[1]), PackPair(values[2], values[3])};
+  return {PackBf16(values[0], values[1]), PackBf16(values[2], values[3])};
 }
 
 // Codes 2 i and 2 i + 1 of a word. 0x4300 is 128, whose last bit stands for 1.

@@ -11,6 +11,7 @@
 #include <cuda_fp16.h>
 
 #include "backend/cuda/kernels/kernels.h"
+#include "backend/cuda/kernels/numbers.cuh"
 
 namespace lserve {
 namespace {
@@ -21,16 +22,6 @@ constexpr int kThreads = kWarp * kWarpsPerBlock;
 constexpr int kPerLane = kQuantGroup / kWarp;
 constexpr float kSmallestScale = 0x1p-120f;
 constexpr float kRound = 0x1.8p23f;  // leaves the nearest integer in the low bits of a sum
-
-__device__ float ToFloat(float x) {
-  return x;
-}
-__device__ float ToFloat(__half x) {
-  return __half2float(x);
-}
-__device__ float ToFloat(__nv_bfloat16 x) {
-  return __bfloat162float(x);
-}
 
 // The nearest bf16 that is not on the other side of x: away from zero, or towards it.
 __device__ uint32_t AwayFromZero(float x) {
