@@ -106,6 +106,13 @@ class KvHarness {
     for (int64_t t = 0; t < longest; t += chunk) Append(t, chunk);
   }
 
+  // From here on the rows that attention reads and writes begin at multiples of 16 bytes, as an
+  // engine's do; kernels may then take other loads and stores.
+  void AlignRows() {
+    q_gap_ = 4;
+    out_gap_ = 8;
+  }
+
   // q is [rows, q_cols]; elements that the plan does not name come back as kUntouched.
   static constexpr float kUntouched = 12345.0f;
   std::vector<float> Attend(Op op,
@@ -114,11 +121,11 @@ class KvHarness {
                             int layer = 0) {
     const int64_t cols = shape_.q_cols();
     const int64_t rows = static_cast<int64_t>(q.size()) / cols;
-    const std::vector<float> in = Widen(q, cols, 3);
-    std::vector<float> out(static_cast<size_t>(rows * (cols + 5)), kUntouched);
+    const std::vector<float> in = Widen(q, cols, q_gap_);
+    std::vector<float> out(static_cast<size_t>(rows * (cols + out_gap_)), kUntouched);
     const AttentionParams params = {
-        .q = {in.data(), DType::kF32, rows, cols, cols + 3},
-        .out = {.data = out.data(), .rows = rows, .cols = cols, .stride = cols + 5},
+        .q = {in.data(), DType::kF32, rows, cols, cols + q_gap_},
+        .out = {.data = out.data(), .rows = rows, .cols = cols, .stride = cols + out_gap_},
         .num_q_heads = shape_.num_q_heads(),
         .scale = scale(),
         .store = store_.get(),
@@ -128,7 +135,7 @@ class KvHarness {
     const Status status =
         op == Op::kPrefill ? backend_.PrefillAttention(params) : backend_.DecodeAttention(params);
     EXPECT_TRUE(status.ok()) << status.message();
-    return Narrow(out, cols, 5);
+    return Narrow(out, cols, out_gap_);
   }
 
   // Of the first layer, [rows of the plan, query heads, pages of the longest sequence].
@@ -296,6 +303,7 @@ class KvHarness {
 
   Backend& backend_;
   KvShape shape_;
+  int64_t q_gap_ = 3, out_gap_ = 5;  // elements between rows
   TokenFill fill_;
   KvLayout layout_;
   std::unique_ptr<KvStore> store_;

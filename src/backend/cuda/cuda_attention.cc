@@ -49,6 +49,14 @@ std::vector<int> LongestFirst(const PagePlan& plan) {
   return order;
 }
 
+// Slots whose keys and values stay in the L2 cache together while their queries pass over them.
+int SlotsThatFitL2(const KvLayout& layout, PageIdx pages) {
+  constexpr size_t kShare = size_t{24} << 20;  // of the 50 MiB of a Hopper
+  const size_t slot_bytes = static_cast<size_t>(pages) * layout.ways[0].head_bytes.kv;
+  return static_cast<int>(std::clamp<size_t>(kShare / std::max<size_t>(slot_bytes, 1), 1,
+                                             static_cast<size_t>(layout.num_kv_heads)));
+}
+
 // Blocks for a row. Sizes of grids and of scratch grow in steps, so that a step's graph serves the
 // next ones too; blocks beyond what a row needs end at once.
 int SplitsOf(const PagePlan& plan, const PlanRow& row) {
@@ -215,20 +223,33 @@ Result<AttentionArgs> CudaBackend::MakeAttentionArgs(const AttentionParams& para
 
 Status CudaBackend::PrefillAttention(const AttentionParams& params) {
   LS_CHECK(!tracing_) << "prefill in RunStep";
-  for (const PlanRow& row : params.plan->rows) LS_CHECK_LE(row.num_queries, kTileTokens);
+  const PagePlan& plan = *params.plan;
+  PrefillOrder order;
+  PageIdx most_pages = 0;
+  for (const PlanRow& row : plan.rows) {
+    LS_CHECK_LE(row.num_queries, kTileTokens);
+    LS_CHECK_LE(row.first_position, kMaxPrefillTokens - kTileTokens);
+    ++order.rows[Index(row.way)];
+    most_pages = std::max(most_pages, row.newest.last);
+  }
   AttentionArgs args = LS_TRY(MakeAttentionArgs(params));
-  if (const void* order = uploads_.Find(params.plan); order != nullptr) {
-    args.plan.order = static_cast<const int*>(order);
+  if (const void* rows = uploads_.Find(&plan); rows != nullptr) {
+    args.plan.order = static_cast<const int*>(rows);
   } else {
-    const std::vector<int> longest_first = LongestFirst(*params.plan);
-    args.plan.order = LS_TRY(uploads_.Upload(std::span<const int>(longest_first), params.plan));
+    std::vector<int> rows_by_way = LongestFirst(plan);
+    std::stable_partition(rows_by_way.begin(), rows_by_way.end(), [&](int row) {
+      return Index(plan.rows[static_cast<size_t>(row)].way) == 0;
+    });
+    args.plan.order = LS_TRY(uploads_.Upload(std::span<const int>(rows_by_way), &plan));
   }
   if (kernels_ == CudaKernels::kSm90) {
     const auto& store = static_cast<const CudaKvStore&>(*params.store);
     const PrefillMaps* maps = LS_TRY(store.Maps(params.layer));
     if (maps != nullptr) {
+      order.slots_at_once = SlotsThatFitL2(store.layout(), most_pages);
       std::byte* next_item = LS_TRY(attention_scratch_.Get(sizeof(int), stream_));
-      LS_CUDA(LaunchPrefillAttentionSm90(args, *maps, reinterpret_cast<int*>(next_item), stream_));
+      LS_CUDA(LaunchPrefillAttentionSm90(args, *maps, order, reinterpret_cast<int*>(next_item),
+                                         stream_));
       return Status();
     }
   }

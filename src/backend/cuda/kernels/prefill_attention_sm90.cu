@@ -1,19 +1,19 @@
 // prefill_attention for Hopper (sm_90a), bf16 pages: what prefill_attention.cu computes, with the
 // instructions that reach this chip's rate (FlashAttention-3, arXiv 2407.08608, sections 3.1, 3.2).
 //
-// Items: (plan row, query head), the rows with most pages first. Grid: a block per SM; each takes
-// the next item from a counter when it has produced the last one. Block: two consumer warpgroups
-// of 64 queries each; of a third one, a thread walks the plan and three warps convert queries. A
-// step is two visited pages, 128 keys, which need not be neighbours.
+// Items: (plan row, query head), in the order of PrefillOrder. Grid: a block per SM; each takes the
+// next item from a counter when it has produced the last one. Block: two consumer warpgroups of 64
+// queries each; of a third one, a thread walks the plan and three warps convert queries. A step is
+// two visited pages, 128 keys, which need not be neighbours.
 //
-// Pipeline: the producer copies K and V of a step by TMA into one of kStages buffers; "full" and
-// "empty" barriers hand them over, K and V apart, since K is done with first. The queries of the
+// Pipeline: the producer copies K and V of a step by TMA into one of three buffers for K and one of
+// two for V; "full" and "empty" barriers hand them over. The queries of the
 // next item, and its first keys, arrive while this one is computed. A consumer queues
 // S' = Q K'^T of the next step and O += P V of this one (wgmma), and computes the softmax of S' in
 // registers while the second product runs; the other warpgroup's products fill what is left.
 //
-// Shared memory, D = 128: Q 2 x 32 KiB, 2 x (K 32 + V 32) KiB. FLOPs per step and block: 8.4 M,
-// against 64 KiB from L2. Registers: S 64, P 32, O 64 of 216.
+// Shared memory, D = 128: Q 2 x 32 KiB, K 3 x 32 KiB, V 2 x 32 KiB. FLOPs per step and block: 8.4
+// M, against 64 KiB from L2. Registers: S 64, P 32, O 64 of 216.
 #include "backend/cuda/kernels/kernels.h"
 #include "backend/cuda/kernels/kv_part.cuh"
 #include "backend/cuda/kernels/mma.cuh"
@@ -28,7 +28,8 @@ constexpr int kGroupThreads = 128;  // of a warpgroup
 constexpr int kConsumers = 2;
 constexpr int kThreads = (kConsumers + 1) * kGroupThreads;
 constexpr int kGroupQueries = kTileTokens / kConsumers;
-constexpr int kStages = 2;       // of keys and values
+constexpr int kKeyStages = 3;
+constexpr int kValueStages = 2;
 constexpr int kItemBuffers = 2;  // of queries
 constexpr int kLoaderWarps = 3;  // convert queries
 constexpr int kStepPages = 2;
@@ -60,58 +61,77 @@ template <int D>
 struct Shared {
   static constexpr int kParts = D / kRowElements;
   uint16_t q[kItemBuffers][kConsumers][kParts][kGroupQueries][kRowElements];
-  uint16_t k[kStages][kParts][kStepKeys][kRowElements];
-  uint16_t v[kStages][kStepPages][D][kRowElements];  // V^T
-  uint64_t k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
+  uint16_t k[kKeyStages][kParts][kStepKeys][kRowElements];
+  uint16_t v[kValueStages][kStepPages][D][kRowElements];  // V^T
+  uint64_t k_full[kKeyStages], k_empty[kKeyStages], v_full[kValueStages], v_empty[kValueStages];
   uint64_t item_full[kItemBuffers], q_full[kItemBuffers], q_empty[kItemBuffers];
-  Step steps[kStages];
+  Step steps[kKeyStages];
   Item items[kItemBuffers];
 };
 
-// Where the i-th user of `buffers` buffers in turn finds its own, and the parity of the phase in
-// which that is full; it is empty in the other.
+// Whose turn it is among kBuffers buffers, and the parity of the phase in which that one is full;
+// it is empty in the other.
+template <int kBuffers>
 struct Turn {
-  int buffer;
-  uint32_t parity;
+  int buffer = 0;
+  uint32_t parity = 0;
+
+  __device__ void Advance() {
+    if (++buffer == kBuffers) {
+      buffer = 0;
+      parity ^= 1;
+    }
+  }
 };
-__device__ Turn TurnOf(int i, int buffers) {
-  return {i % buffers, static_cast<uint32_t>(i / buffers % 2)};
-}
 
 // Element (row, column) of a matrix of swizzled rows.
 __device__ uint16_t* Swizzled(uint16_t (*rows)[kRowElements], int row, int column) {
   return &rows[row][(column / 8 ^ row % 8) * 8 + column % 8];
 }
 
-// Item i in `item`; false if a layer's way has no such slot.
-__device__ bool FindItem(const AttentionArgs& args, int i, int heads, Item* item) {
-  const PlanRow row = args.plan.rows[args.plan.order[i / heads]];
-  const int way = static_cast<int>(row.way);
-  const int slot = i % heads / args.layer.group;
+// Item i in `item`; false if there is none of this number: the last slots of a way may be fewer
+// than are taken at once, and a row may be of one slot only.
+__device__ bool FindItem(const AttentionArgs& args, const PrefillOrder& order, int i, Item* item) {
+  const int group = args.layer.group;
+  const int first_way = order.NumItems(0, args.layer.ways[0].num_slots, group);
+  const int way = i < first_way ? 0 : 1;
+  if (way == 1) i -= first_way;
+  const int per_row = order.slots_at_once * group, per_section = order.rows[way] * per_row;
+  const int slot = i / per_section * order.slots_at_once + i % per_row / group;
   if (slot >= args.layer.ways[way].num_slots) return false;
+  const int row_index = i % per_section / per_row + (way == 0 ? 0 : order.rows[0]);
+  const PlanRow row = args.plan.rows[args.plan.order[row_index]];
   if (row.slot != kAllSlots && row.slot != slot) return false;
-  const int q_head =
-      args.layer.ways[way].heads[slot] * args.layer.group + i % heads % args.layer.group;
-  *item = {row, way, slot, q_head, false};
+  *item = {row, way, slot, args.layer.ways[way].heads[slot] * group + i % group, false};
   return true;
 }
 
-// Copies K and V of an item's pages, step by step; the next step's number. `ahead` is called once,
-// when as many steps as there are stages, or all, are on their way.
+struct StepTurns {
+  Turn<kKeyStages> key;
+  Turn<kValueStages> value;
+
+  __device__ void Advance() {
+    key.Advance();
+    value.Advance();
+  }
+};
+
+// Copies K and V of an item's pages, step by step. `ahead` is called once, when as many steps as
+// keys have stages, or all, are on their way.
 template <int D, class Ahead>
-__device__ int ProduceSteps(const AttentionArgs& args,
-                            const PrefillMaps& maps,
-                            const Item& item,
-                            int step,
-                            Shared<D>& shared,
-                            Ahead ahead) {
+__device__ void ProduceSteps(const AttentionArgs& args,
+                             const PrefillMaps& maps,
+                             const Item& item,
+                             StepTurns& turns,
+                             Shared<D>& shared,
+                             Ahead ahead) {
   const WayView& way = args.layer.ways[item.way];
   const PageId* table = args.sequences[item.row.sequence].pages[item.way];
   const int way_index = item.way, slot = item.slot;
   PageCursor cursor(PagesOf(args.plan, item.row, way.first_entry + slot));
   PageIdx first = cursor.Next();
-  const int ahead_at = step + kStages;
-  for (bool last = false; !last; ++step) {
+  int step = 0;
+  for (bool last = false; !last; ++step, turns.Advance()) {
     const PageIdx second = first == PageCursor::kEnd ? PageCursor::kEnd : cursor.Next();
     const PageIdx after = second == PageCursor::kEnd ? PageCursor::kEnd : cursor.Next();
     last = after == PageCursor::kEnd;
@@ -119,27 +139,27 @@ __device__ int ProduceSteps(const AttentionArgs& args,
     // absent is masked.
     const PageIdx partner = second == PageCursor::kEnd ? first : second;
     const int ids[kStepPages] = {table[max(first, 0)], table[max(partner, 0)]};
-    if (step == ahead_at) ahead();
-    const auto [stage, parity] = TurnOf(step, kStages);
-    Wait(&shared.k_empty[stage], parity ^ 1);
-    shared.steps[stage] = {{first, second}, last};
-    ArriveAndExpect(&shared.k_full[stage], sizeof(shared.k[stage]));
+    if (step == kKeyStages) ahead();
+    const auto [k, k_parity] = turns.key;
+    Wait(&shared.k_empty[k], k_parity ^ 1);
+    shared.steps[k] = {{first, second}, last};
+    ArriveAndExpect(&shared.k_full[k], sizeof(shared.k[k]));
     for (int page = 0; page < kStepPages; ++page) {
       for (int part = 0; part < Shared<D>::kParts; ++part) {
-        CopyTensor5(&shared.k[stage][part][page * kPageTokens], &maps.keys[way_index], 0, 0, part,
-                    slot, ids[page], &shared.k_full[stage]);
+        CopyTensor5(&shared.k[k][part][page * kPageTokens], &maps.keys[way_index], 0, 0, part, slot,
+                    ids[page], &shared.k_full[k]);
       }
     }
-    Wait(&shared.v_empty[stage], parity ^ 1);
-    ArriveAndExpect(&shared.v_full[stage], sizeof(shared.v[stage]));
+    const auto [v, v_parity] = turns.value;
+    Wait(&shared.v_empty[v], v_parity ^ 1);
+    ArriveAndExpect(&shared.v_full[v], sizeof(shared.v[v]));
     for (int page = 0; page < kStepPages; ++page) {
-      CopyTensor4(&shared.v[stage][page], &maps.values[way_index], 0, 0, slot, ids[page],
-                  &shared.v_full[stage]);
+      CopyTensor4(&shared.v[v][page], &maps.values[way_index], 0, 0, slot, ids[page],
+                  &shared.v_full[v]);
     }
     first = after;
   }
-  if (step <= ahead_at) ahead();
-  return step;
+  if (step <= kKeyStages) ahead();
 }
 
 // One thread: hands out items and their pages until there are no more. An item is known long before
@@ -147,53 +167,79 @@ __device__ int ProduceSteps(const AttentionArgs& args,
 template <int D>
 __device__ void Produce(const AttentionArgs& args,
                         const PrefillMaps& maps,
-                        int heads,
+                        const PrefillOrder& order,
                         int* next_item,
                         Shared<D>& shared) {
-  const int num_items = args.plan.num_rows * heads;
-  int i = blockIdx.x, announced = 0;
+  const int num_items = order.NumItems(0, args.layer.ways[0].num_slots, args.layer.group) +
+                        order.NumItems(1, args.layer.ways[1].num_slots, args.layer.group);
+  int i = static_cast<int>(blockIdx.x);
+  Turn<kItemBuffers> next;
   const auto announce = [&] {
-    const auto [buffer, parity] = TurnOf(announced++, kItemBuffers);
-    Item& item = shared.items[buffer];
-    Wait(&shared.q_empty[buffer], parity ^ 1);
+    Item& item = shared.items[next.buffer];
+    Wait(&shared.q_empty[next.buffer], next.parity ^ 1);
     const auto take = [&] { return static_cast<int>(gridDim.x) + atomicAdd(next_item, 1); };
-    while (i < num_items && !FindItem(args, i, heads, &item)) i = take();
+    while (i < num_items && !FindItem(args, order, i, &item)) i = take();
     item.end = i >= num_items;
     if (!item.end) i = take();
-    Arrive(&shared.item_full[buffer]);
+    Arrive(&shared.item_full[next.buffer]);
+    next.Advance();
   };
   announce();
-  for (int n = 0, step = 0;; ++n) {
-    const Item& item = shared.items[n % kItemBuffers];
+  StepTurns turns;
+  for (Turn<kItemBuffers> now;; now.Advance()) {
+    const Item& item = shared.items[now.buffer];
     if (item.end) return;
-    step = ProduceSteps(args, maps, item, step, shared, announce);
+    ProduceSteps(args, maps, item, turns, shared, announce);
   }
+}
+
+// Four floats that begin at any float, or, if `aligned`, at a multiple of 16 bytes.
+__device__ float4 LoadFour(const float* from, bool aligned) {
+  if (aligned) return *reinterpret_cast<const float4*>(from);
+  return {from[0], from[1], from[2], from[3]};
+}
+__device__ void StoreFour(float* to, float4 x, bool aligned) {
+  if (aligned) {
+    *reinterpret_cast<float4*>(to) = x;
+  } else {
+    to[0] = x.x;
+    to[1] = x.y;
+    to[2] = x.z;
+    to[3] = x.w;
+  }
+}
+// Whether every fourth element of every row begins at a multiple of 16 bytes.
+__device__ bool HasAlignedRows(const float* data, int64_t stride) {
+  return reinterpret_cast<uintptr_t>(data) % sizeof(float4) == 0 && stride % 4 == 0;
 }
 
 // Three warps: queries of the items, float to bf16, into swizzled rows.
 template <int D>
 __device__ void LoadQueries(const AttentionArgs& args, int thread, Shared<D>& shared) {
-  constexpr int kPairs = D / 2;
-  for (int n = 0;; ++n) {
-    const auto [buffer, parity] = TurnOf(n, kItemBuffers);
-    Wait(&shared.item_full[buffer], parity);
-    const Item& item = shared.items[buffer];
+  constexpr int kQuads = D / 4;
+  const bool aligned = HasAlignedRows(args.q.data, args.q.stride);
+  for (Turn<kItemBuffers> turn;; turn.Advance()) {
+    Wait(&shared.item_full[turn.buffer], turn.parity);
+    const Item& item = shared.items[turn.buffer];
     const bool end = item.end;
     if (!end) {
       const int num_queries = item.row.num_queries;
       const float* q = args.q.data + item.row.first_query * args.q.stride + item.q_head * D;
+      // What a thread loads at once has to cover the latency of memory: with a fourth of the bytes
+      // in flight, short items waited 8 us for their queries.
 #pragma unroll 4
-      for (int i = thread; i < kTileTokens * kPairs; i += kLoaderWarps * kWarp) {
-        const int query = i / kPairs, d = i % kPairs * 2;
-        const float* at = q + query * args.q.stride + d;
-        auto* rows = shared.q[buffer][query / kGroupQueries][d / kRowElements];
-        *reinterpret_cast<uint32_t*>(Swizzled(rows, query % kGroupQueries, d % kRowElements)) =
-            query < num_queries ? PackBf16(at[0], at[1]) : 0u;
+      for (int i = thread; i < kTileTokens * kQuads; i += kLoaderWarps * kWarp) {
+        const int query = i / kQuads, d = i % kQuads * 4;
+        float4 x = {0, 0, 0, 0};
+        if (query < num_queries) x = LoadFour(q + query * args.q.stride + d, aligned);
+        auto* rows = shared.q[turn.buffer][query / kGroupQueries][d / kRowElements];
+        *reinterpret_cast<uint2*>(Swizzled(rows, query % kGroupQueries, d % kRowElements)) = {
+            PackBf16(x.x, x.y), PackBf16(x.z, x.w)};
       }
       FenceAsync();
     }
     __syncwarp();
-    if (thread % kWarp == 0) Arrive(&shared.q_full[buffer]);
+    if (thread % kWarp == 0) Arrive(&shared.q_full[turn.buffer]);
     if (end) return;
   }
 }
@@ -202,18 +248,17 @@ __device__ void LoadQueries(const AttentionArgs& args, int thread, Shared<D>& sh
 // 0 * NaN is NaN. Both warpgroups write the same zeros.
 template <int D>
 __device__ void ClearUnwritten(
-    const Step& step, int64_t last_position, int group, Turn turn, Shared<D>& shared) {
+    const Step& step, int last_position, int group, Turn<kValueStages> turn, Shared<D>& shared) {
   Wait(&shared.v_full[turn.buffer], turn.parity);
   for (int page = 0; page < kStepPages; ++page) {
     const PageIdx index = step.pages[page];
     if (index == PageCursor::kEnd && page > 0) continue;  // a copy of the first: cleared with it
-    const int64_t written =
-        index == PageCursor::kEnd ? 0 : last_position + 1 - int64_t{index} * kPageTokens;
+    const int written = index == PageCursor::kEnd ? 0 : last_position + 1 - index * kPageTokens;
     if (written >= kPageTokens) continue;
     const bool twice = step.pages[1] == PageCursor::kEnd;
-    const int count = kPageTokens - static_cast<int>(written);
+    const int count = kPageTokens - written;
     for (int i = threadIdx.x % kGroupThreads; i < D * count; i += kGroupThreads) {
-      const int d = i / count, token = static_cast<int>(written) + i % count;
+      const int d = i / count, token = written + i % count;
       *Swizzled(shared.v[turn.buffer][page], d, token) = 0;
       if (twice) *Swizzled(shared.v[turn.buffer][1], d, token) = 0;
     }
@@ -228,12 +273,30 @@ __device__ void ReleaseByWarp(uint64_t* empty) {
   if (threadIdx.x % kWarp == 0) Arrive(empty);
 }
 
-// A warpgroup's view of one item.
+// A warpgroup's view of one item. Positions fit 31 bits (LaunchPrefillAttentionSm90).
 struct Rows {
-  Mask mask;
-  int64_t first = 0;          // position of the warpgroup's first query
-  int64_t last_position = 0;  // of the item's last query
+  int first = 0;          // position of the warpgroup's first query
+  int last_position = 0;  // of the item's last query
+  int sink_end = 0, window = 0;
   float scale_log2 = 0;
+  // Pages of which every query sees every key: those before full_end, but for [sink_pages,
+  // window_page).
+  PageIdx full_end = 0, sink_pages = 0, window_page = 0;
+
+  __device__ Rows(const AttentionArgs& args, const PlanRow& row, int group)
+      : first(static_cast<int>(row.first_position) + group * kGroupQueries),
+        last_position(static_cast<int>(row.first_position) + row.num_queries - 1),
+        sink_end(static_cast<int>(min(row.sink_end, int64_t{kMaxPrefillTokens}))),
+        window(static_cast<int>(min(row.window, int64_t{kMaxPrefillTokens}))),
+        scale_log2(args.scale * kLog2E),
+        full_end((first + 1) / kPageTokens),
+        sink_pages(sink_end / kPageTokens) {
+    const int last = first + kGroupQueries - 1;
+    window_page = last < window ? 0 : (last - window) / kPageTokens + 1;
+  }
+  __device__ bool SeeAll(PageIdx page) const {
+    return page < full_end && (page < sink_pages || page >= window_page);
+  }
 };
 
 // -inf for what a query does not see; whether V of the step has rows past the last token.
@@ -244,17 +307,25 @@ __device__ bool MaskScores(const Rows& rows, const Step& step, float (&s)[kKeyTi
   for (int page = 0; page < kStepPages; ++page) {
     const PageIdx index = step.pages[page];
     const bool absent = index == PageCursor::kEnd;
-    if (!absent && rows.mask.SeesAll(rows.first, rows.first + kGroupQueries - 1, index)) continue;
-    const int64_t first_key = int64_t{index} * kPageTokens;
+    if (!absent && rows.SeeAll(index)) continue;
+    const int first_key = index * kPageTokens;
     tail |= first_key + kPageTokens - 1 > rows.last_position;
 #pragma unroll
-    for (int n = 0; n < kPageTokens / 8; ++n) {
+    for (int half = 0; half < 2; ++half) {
+      // A query sees [0, last] but for [sink, window): counted from the thread's first key.
+      const int key = first_key + lane % 4 * 2;
+      const int position = rows.first + warp * 16 + lane / 4 + half * 8;
+      const int last = absent ? -1 : position - key;
+      const int sink = rows.sink_end - key;
+      const int window = position - rows.window + 1 - key;
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int64_t position = rows.first + warp * 16 + lane / 4 + e / 2 * 8;
-        const int64_t key = first_key + n * 8 + lane % 4 * 2 + e % 2;
-        float& score = s[page * (kPageTokens / 8) + n][e];
-        if (absent || !rows.mask.Sees(position, key)) score = -INFINITY;
+      for (int n = 0; n < kPageTokens / 8; ++n) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int i = n * 8 + e;
+          float& score = s[page * (kPageTokens / 8) + n][2 * half + e];
+          if (i > last || (i >= sink && i < window)) score = -INFINITY;
+        }
       }
     }
   }
@@ -338,22 +409,53 @@ __device__ void QueueOutput(const uint32_t (&p)[kKeyTiles / 2][4],
   WgmmaCommit();
 }
 
-// One item whose queries are in `buffer`, from step number `step` on; the next item's first step.
+// Rows of the warpgroup, divided by their sums of weights.
 template <int D>
-__device__ int Attend(const AttentionArgs& args,
-                      const Item& item,
-                      int buffer,
-                      int group,
-                      int step,
-                      Shared<D>& shared) {
+__device__ void StoreOutput(const AttentionArgs& args,
+                            const PlanRow& row,
+                            int q_head,
+                            int group,
+                            const float (&sum)[2],
+                            const float (&out)[D / 8][4]) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x % kGroupThreads / kWarp;
+  const bool odd = lane % 2 == 1, aligned = HasAlignedRows(args.out.data, args.out.stride);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float total = sum[half];
+    total += __shfl_xor_sync(0xffffffffu, total, 1);
+    total += __shfl_xor_sync(0xffffffffu, total, 2);
+    const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
+    const int r = group * kGroupQueries + warp * 16 + half * 8 + lane / 4;
+    float* to = args.out.data + (row.first_query + r) * args.out.stride + q_head * D;
+    // Of every two tiles of 8 columns, lanes of even number take the first and those of odd number
+    // the second: four columns a store, where a lane's own are two and two.
+#pragma unroll
+    for (int i = 0; i < D / 8; i += 2) {
+      const float2 a = {out[i][2 * half] * inverse, out[i][2 * half + 1] * inverse};
+      const float2 b = {out[i + 1][2 * half] * inverse, out[i + 1][2 * half + 1] * inverse};
+      const float2 other = {__shfl_xor_sync(0xffffffffu, odd ? a.x : b.x, 1),
+                            __shfl_xor_sync(0xffffffffu, odd ? a.y : b.y, 1)};
+      const int d = (odd ? i + 1 : i) * 8 + lane % 4 / 2 * 4;
+      const float4 x =
+          odd ? float4{other.x, other.y, b.x, b.y} : float4{a.x, a.y, other.x, other.y};
+      if (r < row.num_queries) StoreFour(to + d, x, aligned);
+    }
+  }
+}
+
+// One item whose queries are in `buffer`; `turns` are those of its first step, then of the next
+// item's.
+template <int D>
+__device__ void Attend(const AttentionArgs& args,
+                       const Item& item,
+                       int buffer,
+                       int group,
+                       StepTurns& turns,
+                       Shared<D>& shared) {
   // The item's place is free for another one as soon as its queries are.
   const PlanRow row = item.row;
   const int q_head = item.q_head;
-  const Rows rows = {{row.sink_end, row.window},
-                     row.first_position + group * kGroupQueries,
-                     row.first_position + row.num_queries - 1,
-                     args.scale * kLog2E};
+  const Rows rows(args, row, group);
   float s[kKeyTiles][4];
   uint32_t p[kKeyTiles / 2][4];
   float out[D / 8][4];
@@ -362,102 +464,91 @@ __device__ int Attend(const AttentionArgs& args,
   float max[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, rescale[2];
   const uint64_t q_desc = Descriptor(shared.q[buffer][group]);
 
-  Turn now = TurnOf(step, kStages);
-  Wait(&shared.k_full[now.buffer], now.parity);
-  Step pages = shared.steps[now.buffer];
+  Turn<kKeyStages>& key = turns.key;
+  Turn<kValueStages>& value = turns.value;
+  Wait(&shared.k_full[key.buffer], key.parity);
+  Step pages = shared.steps[key.buffer];
   Pin(s);
   WgmmaFence();
-  QueueScores<D>(q_desc, Descriptor(shared.k[now.buffer]), s);
+  QueueScores<D>(q_desc, Descriptor(shared.k[key.buffer]), s);
   WgmmaWait<0>();
   Pin(s);
-  ReleaseByWarp(&shared.k_empty[now.buffer]);
+  ReleaseByWarp(&shared.k_empty[key.buffer]);
+  key.Advance();
   bool tail = MaskScores(rows, pages, s);
   Softmax(rows.scale_log2, s, max, sum, rescale);
   PackWeights(s, p);
 
   while (!pages.last) {
-    const Turn next = TurnOf(++step, kStages);
-    Wait(&shared.k_full[next.buffer], next.parity);
-    const Step next_pages = shared.steps[next.buffer];
+    Wait(&shared.k_full[key.buffer], key.parity);
+    const Step next_pages = shared.steps[key.buffer];
+    Wait(&shared.v_full[value.buffer], value.parity);
     // Not between the products: a branch there makes the compiler wait for each.
-    if (tail) ClearUnwritten(pages, rows.last_position, group, now, shared);
+    if (tail) ClearUnwritten(pages, rows.last_position, group, value, shared);
     Pin(s);
     Pin(out);
     WgmmaFence();
-    QueueScores<D>(q_desc, Descriptor(shared.k[next.buffer]), s);
-    Wait(&shared.v_full[now.buffer], now.parity);
-    WgmmaFence();
-    QueueOutput<D>(p, Descriptor(shared.v[now.buffer]), out);
+    QueueScores<D>(q_desc, Descriptor(shared.k[key.buffer]), s);
+    QueueOutput<D>(p, Descriptor(shared.v[value.buffer]), out);
     WgmmaWait<1>();
     Pin(s);
-    ReleaseByWarp(&shared.k_empty[next.buffer]);
+    ReleaseByWarp(&shared.k_empty[key.buffer]);
+    key.Advance();
     tail = MaskScores(rows, next_pages, s);
     Softmax(rows.scale_log2, s, max, sum, rescale);
     WgmmaWait<0>();
     Pin(out);
     Pin(p);
-    ReleaseByWarp(&shared.v_empty[now.buffer]);
+    ReleaseByWarp(&shared.v_empty[value.buffer]);
+    value.Advance();
     // Later steps rarely raise a maximum.
     if (__any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f)) Rescale(rescale, out);
     PackWeights(s, p);
-    now = next;
     pages = next_pages;
   }
   ReleaseByWarp(&shared.q_empty[buffer]);
 
-  Wait(&shared.v_full[now.buffer], now.parity);
-  if (tail) ClearUnwritten(pages, rows.last_position, group, now, shared);
+  Wait(&shared.v_full[value.buffer], value.parity);
+  if (tail) ClearUnwritten(pages, rows.last_position, group, value, shared);
   Pin(out);
   WgmmaFence();
-  QueueOutput<D>(p, Descriptor(shared.v[now.buffer]), out);
+  QueueOutput<D>(p, Descriptor(shared.v[value.buffer]), out);
   WgmmaWait<0>();
   Pin(out);
-  ReleaseByWarp(&shared.v_empty[now.buffer]);
-
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    float total = sum[half];
-    total += __shfl_xor_sync(0xffffffffu, total, 1);
-    total += __shfl_xor_sync(0xffffffffu, total, 2);
-    const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
-    const int r = group * kGroupQueries + warp * 16 + half * 8 + lane / 4;
-    if (r >= row.num_queries) continue;
-    float* to = args.out.data + (row.first_query + r) * args.out.stride + q_head * D;
-#pragma unroll
-    for (int i = 0; i < D / 8; ++i) {
-      const int d = i * 8 + lane % 4 * 2;
-      to[d] = out[i][2 * half] * inverse;
-      to[d + 1] = out[i][2 * half + 1] * inverse;
-    }
-  }
-  return step + 1;
+  ReleaseByWarp(&shared.v_empty[value.buffer]);
+  value.Advance();
+  StoreOutput<D>(args, row, q_head, group, sum, out);
 }
 
 template <int D>
 __device__ void Consume(const AttentionArgs& args, int group, Shared<D>& shared) {
-  int step = 0;
-  for (int n = 0;; ++n) {
-    const auto [buffer, parity] = TurnOf(n, kItemBuffers);
-    Wait(&shared.q_full[buffer], parity);
-    const Item& item = shared.items[buffer];
+  StepTurns turns;
+  for (Turn<kItemBuffers> turn;; turn.Advance()) {
+    Wait(&shared.q_full[turn.buffer], turn.parity);
+    const Item& item = shared.items[turn.buffer];
     if (item.end) return;
-    step = Attend(args, item, buffer, group, step, shared);
+    Attend(args, item, turn.buffer, group, turns, shared);
   }
 }
 
 template <int D>
-__global__ void __launch_bounds__(kThreads, 1) PrefillAttentionSm90Kernel(
-    AttentionArgs args, const __grid_constant__ PrefillMaps maps, int heads, int* next_item) {
+__global__ void __launch_bounds__(kThreads, 1)
+    PrefillAttentionSm90Kernel(AttentionArgs args,
+                               const __grid_constant__ PrefillMaps maps,
+                               PrefillOrder order,
+                               int* next_item) {
   extern __shared__ uint4 raw_shared[];
   // Swizzled operands start at multiples of 1024 bytes.
   constexpr uintptr_t kAlignment = 1024;
   Shared<D>& shared = *reinterpret_cast<Shared<D>*>(
       (reinterpret_cast<uintptr_t>(raw_shared) + kAlignment - 1) / kAlignment * kAlignment);
   if (threadIdx.x == 0) {
-    for (int stage = 0; stage < kStages; ++stage) {
+    for (int stage = 0; stage < kKeyStages; ++stage) {
       InitBarrier(&shared.k_full[stage], 1);
-      InitBarrier(&shared.v_full[stage], 1);
       InitBarrier(&shared.k_empty[stage], kConsumerWarps);
+    }
+    for (int stage = 0; stage < kValueStages; ++stage) {
+      InitBarrier(&shared.v_full[stage], 1);
       InitBarrier(&shared.v_empty[stage], kConsumerWarps);
     }
     for (int buffer = 0; buffer < kItemBuffers; ++buffer) {
@@ -476,7 +567,7 @@ __global__ void __launch_bounds__(kThreads, 1) PrefillAttentionSm90Kernel(
     if (thread >= kWarp) {
       LoadQueries(args, thread - kWarp, shared);
     } else if (thread == 0) {
-      Produce(args, maps, heads, next_item, shared);
+      Produce(args, maps, order, next_item, shared);
     }
   } else {
     TakeRegisters<kConsumerRegisters>();
@@ -487,6 +578,7 @@ __global__ void __launch_bounds__(kThreads, 1) PrefillAttentionSm90Kernel(
 template <int D>
 cudaError_t Launch(const AttentionArgs& args,
                    const PrefillMaps& maps,
+                   const PrefillOrder& order,
                    int* next_item,
                    cudaStream_t stream) {
   const auto kernel = PrefillAttentionSm90Kernel<D>;
@@ -501,10 +593,11 @@ cudaError_t Launch(const AttentionArgs& args,
   if (error != cudaSuccess) return error;
   error = cudaMemsetAsync(next_item, 0, sizeof(int), stream);
   if (error != cudaSuccess) return error;
-  const int heads =
-      max(args.layer.ways[0].num_slots, args.layer.ways[1].num_slots) * args.layer.group;
-  const int blocks = min(num_sms, heads * args.plan.num_rows);
-  kernel<<<static_cast<unsigned>(blocks), kThreads, kSharedBytes, stream>>>(args, maps, heads,
+  const int num_items = order.NumItems(0, args.layer.ways[0].num_slots, args.layer.group) +
+                        order.NumItems(1, args.layer.ways[1].num_slots, args.layer.group);
+  if (num_items == 0) return cudaSuccess;
+  const int blocks = min(num_sms, num_items);
+  kernel<<<static_cast<unsigned>(blocks), kThreads, kSharedBytes, stream>>>(args, maps, order,
                                                                             next_item);
   return cudaGetLastError();
 }
@@ -517,14 +610,15 @@ bool HasSm90Prefill(DType dtype, int head_dim) {
 
 cudaError_t LaunchPrefillAttentionSm90(const AttentionArgs& args,
                                        const PrefillMaps& maps,
+                                       const PrefillOrder& order,
                                        int* next_item,
                                        cudaStream_t stream) {
   if (args.plan.num_rows == 0) return cudaSuccess;
   switch (args.layer.head_dim) {
     case 64:
-      return Launch<64>(args, maps, next_item, stream);
+      return Launch<64>(args, maps, order, next_item, stream);
     case 128:
-      return Launch<128>(args, maps, next_item, stream);
+      return Launch<128>(args, maps, order, next_item, stream);
     default:
       return cudaErrorInvalidValue;
   }
