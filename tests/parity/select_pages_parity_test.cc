@@ -260,12 +260,10 @@ TEST(SelectParityCases, PlantedErrorsAreCaught) {
   EXPECT_GT(weakest / strongest - 1, 2 * RelativeError(64, 4.0));
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    All,
-    SelectParity,
-    testing::Combine(testing::ValuesIn(Subjects()),
-                     testing::Values(DType::kBf16, DType::kInt8, DType::kInt4)),
-    SubjectTypeName);
+INSTANTIATE_TEST_SUITE_P(All,
+                         SelectParity,
+                         testing::ValuesIn(WithKvTypes(Subjects())),
+                         SubjectTypeName);
 
 }  // namespace
 }  // namespace lserve::parity

@@ -365,12 +365,10 @@ TEST(TileParityCases, PlantedErrorsAreCaught) {
   EXPECT_GT(weakest, 4 * RelativeError(64, 2.0));
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    All,
-    TileParity,
-    testing::Combine(testing::ValuesIn(Subjects()),
-                     testing::Values(DType::kBf16, DType::kInt8, DType::kInt4)),
-    SubjectTypeName);
+INSTANTIATE_TEST_SUITE_P(All,
+                         TileParity,
+                         testing::ValuesIn(WithKvTypes(Subjects())),
+                         SubjectTypeName);
 
 }  // namespace
 }  // namespace lserve::parity
