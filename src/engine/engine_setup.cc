@@ -77,11 +77,11 @@ Result<DType> KvDType(const std::string& name) {
 
 Status CheckKvDType(DType dtype, const Backend& backend) {
   if (backend.has_kv_dtype(dtype)) return Status();
-  return Status(Code::kUnsupported,
-                StrCat("--kv-cache-dtype ", Name(dtype), ": is for GPUs, this is the ",
-                       backend.name(),
-                       " backend, expected auto, bf16, int8 or int4; use int8, which takes as much "
-                       "memory"));
+  return Status(
+      Code::kUnsupported,
+      StrCat("--kv-cache-dtype ", Name(dtype), ": is for GPUs, this is the ", backend.name(),
+             " backend, expected auto, bf16, int8 or int4; use int8, which takes as much "
+             "memory"));
 }
 
 Result<WeightFormat> ParseWeightFormat(const std::string& name) {

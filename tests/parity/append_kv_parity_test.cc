@@ -17,28 +17,6 @@ class AppendKvParity : public testing::TestWithParam<SubjectAndType> {
   DType dtype() const { return std::get<1>(GetParam()); }
 };
 
-// What the format of kv_quant.h leaves of a vector.
-std::vector<float> Stored(const std::vector<float>& x, DType dtype) {
-  std::vector<float> stored;
-  if (dtype == DType::kBf16) {
-    for (const float value : x) stored.push_back(ToFloat(ToBf16(value)));
-    return stored;
-  }
-  if (dtype == DType::kFp8) {
-    const uint8_t exponent = ChooseFp8Exponent(x.data(), static_cast<int>(x.size()));
-    for (const float value : x) {
-      stored.push_back(ToFloat(DequantizeFp8(Fp8Code(value, exponent), exponent)));
-    }
-    return stored;
-  }
-  const int levels = QuantLevels(dtype);
-  const QuantScale scale = ChooseQuantScale(x.data(), static_cast<int>(x.size()), levels);
-  for (const float value : x) {
-    stored.push_back(ToFloat(Dequantize(QuantCode(value, scale, levels), scale)));
-  }
-  return stored;
-}
-
 // Queries that see their own key only: the values of all tokens, [tokens, q_cols]. The one weight
 // need not be exactly 1: w * v, 1 / w and their product are rounded, 3 u in all. That is far below
 // the distance of two bf16, so rounding to bf16 gives back what is stored, exactly.
@@ -93,9 +71,9 @@ TEST_P(AppendKvParity, StoresExactlyWhatTheFormatSays) {
   }
 }
 
-// Every code that fp8 pages may hold, of both signs, and between any two neighbours the half way and
-// the floats beside it, where a conversion may go either way; times powers of two, from those that
-// are stored as zeros to the largest.
+// Every code that fp8 pages may hold, of both signs, and between any two neighbours the half way
+// and the floats beside it, where a conversion may go either way; times powers of two, from those
+// that are stored as zeros to the largest.
 TEST_P(AppendKvParity, RoundsEveryFp8CodeAndTieAsTheFormatSays) {
   if (dtype() != DType::kFp8) return;
   const std::unique_ptr<Backend> backend = Make(subject());

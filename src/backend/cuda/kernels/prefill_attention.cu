@@ -67,8 +67,8 @@ __device__ void CopyRows(uint16_t (&to)[kRows][kStride], const std::byte* from, 
 
 template <KvType T, int D>
 __device__ void CopyKeys(Shared<D>& shared, const std::byte* kv) {
-  CopyRows<T, kPageTokens, D>(
-      shared.k, kv, [&](int token, int) { return Affine(Scales<T>(kv, D)[token]); });
+  CopyRows<T, kPageTokens, D>(shared.k, kv,
+                              [&](int token, int) { return Affine(Scales<T>(kv, D)[token]); });
 }
 
 template <KvType T, int D>
