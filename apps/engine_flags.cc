@@ -75,10 +75,11 @@ void AddMemoryFlags(FlagSet& flags, EngineFlags& out) {
   flags.Text("--quantization-cache", out.quantization_cache, "DIR|none",
              "where quantised weights are kept for the next start. Default: "
              "$XDG_CACHE_HOME/lserve, else ~/.cache/lserve");
-  flags.Choice(
-      "--kv-cache-dtype,--cache-type-k", config.kv_cache_dtype, {"auto", "bf16", "int8", "int4"},
-      "element type of the KV cache; auto: bf16. int8 halves the memory, int4 quarters it");
-  flags.Choice("--cache-type-v", out.value_dtype, {"", "auto", "bf16", "int8", "int4"},
+  flags.Choice("--kv-cache-dtype,--cache-type-k", config.kv_cache_dtype,
+               {"auto", "bf16", "int8", "int4", "fp8"},
+               "element type of the KV cache; auto: bf16. int8 halves the memory, int4 quarters "
+               "it; fp8 (E4M3, on GPUs) takes what int8 does and rounds more coarsely");
+  flags.Choice("--cache-type-v", out.value_dtype, {"", "auto", "bf16", "int8", "int4", "fp8"},
                "must equal --kv-cache-dtype: keys and values share one type");
   flags.Size("--kv-cache-bytes,--kv-cache-memory-bytes", out.kv_cache_bytes, 1, {"auto", "0"},
              "BYTES",

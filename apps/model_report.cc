@@ -45,7 +45,8 @@ Status AddKvCosts(ModelReport& report) {
       LS_TRY(MakeBackend({.device = "cpu", .num_threads = 1, .cpu_isa = "auto"}));
   HeadKinds kinds = report.kinds;
   if (kinds.empty()) kinds.assign(static_cast<size_t>(config.num_layers * config.num_kv_heads), 1);
-  for (const DType dtype : {DType::kBf16, DType::kInt8, DType::kInt4}) {
+  for (const DType dtype : kKvDTypes) {
+    if (!backend->has_kv_dtype(dtype)) continue;
     const int head_dim = static_cast<int>(config.head_dim);
     const KvLayout layout =
         MakeKvLayout(static_cast<int>(config.num_layers), static_cast<int>(config.num_kv_heads),

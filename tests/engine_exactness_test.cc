@@ -332,7 +332,10 @@ TEST_P(Exactness, BlockSparseBatchAndThreadsDoNotMatter) {
 }
 
 TEST_P(Exactness, QuantisedCachesKeepThePromises) {
-  for (const char* dtype : {"int8", "int4"}) {
+  std::vector<const char*> dtypes = {"int8", "int4"};
+  if (GetParam().device == std::string("reference")) dtypes.push_back("fp8");
+  for (const char* dtype : dtypes) {
+    SCOPED_TRACE(dtype);
     EngineConfig config = Config(TightSparse());
     config.kv_cache_dtype = dtype;
     const std::unique_ptr<Engine> whole = MakeEngine(config);

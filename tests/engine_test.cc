@@ -106,7 +106,12 @@ TEST_F(EngineTest, RefusesBadConfigurations) {
   EXPECT_NE(error([](EngineConfig& c) { c.device = "cuda"; }).find("cuda"), std::string::npos);
   EXPECT_NE(error([](EngineConfig& c) { c.device = "tpu"; }).find("tpu"), std::string::npos);
   EXPECT_NE(error([](EngineConfig& c) { c.cpu_isa = "sse9"; }).find("sse9"), std::string::npos);
-  EXPECT_NE(error([](EngineConfig& c) { c.kv_cache_dtype = "fp8"; }).find("for GPUs"),
+  EXPECT_NE(error([](EngineConfig& c) {
+              c.device = "cpu";
+              c.kv_cache_dtype = "fp8";
+            }).find("is for GPUs, this is the cpu backend, expected auto, bf16, int8 or int4"),
+            std::string::npos);
+  EXPECT_NE(error([](EngineConfig& c) { c.kv_cache_dtype = "f32"; }).find("int8, fp8 or int4"),
             std::string::npos);
   EXPECT_NE(error([](EngineConfig& c) { c.max_num_batched_tokens = -1; }).find("expected 0 (auto)"),
             std::string::npos);

@@ -41,7 +41,7 @@ struct EngineConfig {
   // Where quantised weights are kept for the next start; "": nowhere.
   std::string quantization_cache_dir;
 
-  // auto (bf16), bf16, int8, int4.
+  // auto (bf16), bf16, int8, int4; on GPUs also fp8 (E4M3).
   std::string kv_cache_dtype = "auto";
   // 0: half of the memory that is available when the engine starts; on a GPU, all of
   // gpu_memory_utilization that the weights leave.

@@ -61,7 +61,9 @@ class Backend {
   // `bytes` must outlive the buffer.
   virtual Result<Buffer> ImportConstant(std::span<const std::byte> bytes);
 
-  // KV cache: the size of one head's part of a page, and the pages themselves.
+  // KV cache: which of kKvDTypes there are kernels for, the size of one head's part of a page, and
+  // the pages themselves.
+  virtual bool has_kv_dtype(DType /*dtype*/) const { return true; }
   virtual KvHeadBytes kv_head_bytes(DType dtype, int head_dim) const = 0;
   virtual Result<std::unique_ptr<KvStore>> MakeKvStore(const KvLayout& layout,
                                                        const PageId (&max_pages)[kNumWays]) = 0;

@@ -228,13 +228,15 @@ class Runner {
     }
     LS_TRY(Prefill(kSmallHeads, DType::kInt8, false, 8192));
     LS_TRY(Prefill(kSmallHeads, DType::kInt4, false, 8192));
-    for (const DType dtype : {DType::kBf16, DType::kInt8, DType::kInt4}) {
+    for (const DType dtype : kKvDTypes) {
+      if (!backend_.has_kv_dtype(dtype)) continue;
       LS_TRY(Decode(kSmallHeads, dtype, 65536));
       LS_TRY(Decode(kLargeHeads, dtype, 32768));
     }
     LS_TRY(Select(kSmallHeads, 65536));
     LS_TRY(Select(kSmallHeads, 262144));
-    for (const DType dtype : {DType::kBf16, DType::kInt8, DType::kInt4}) {
+    for (const DType dtype : kKvDTypes) {
+      if (!backend_.has_kv_dtype(dtype)) continue;
       LS_TRY(Append(kSmallHeads, dtype));
     }
     return Status();

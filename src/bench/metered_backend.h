@@ -54,6 +54,7 @@ class MeteredBackend : public Backend {
   void BeginStep() override { inner_->BeginStep(); }
   Status RunStep(const std::function<Status()>& ops) override { return inner_->RunStep(ops); }
   Result<Buffer> ImportConstant(std::span<const std::byte> bytes) override;
+  bool has_kv_dtype(DType dtype) const override { return inner_->has_kv_dtype(dtype); }
   KvHeadBytes kv_head_bytes(DType dtype, int head_dim) const override;
   Result<std::unique_ptr<KvStore>> MakeKvStore(const KvLayout& layout,
                                                const PageId (&max_pages)[kNumWays]) override;

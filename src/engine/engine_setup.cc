@@ -67,15 +67,21 @@ int64_t SupportedPositions(const ModelConfig& model) {
 }
 
 Result<DType> KvDType(const std::string& name) {
-  if (name == "auto" || name == "bf16") return DType::kBf16;
-  if (name == "int8") return DType::kInt8;
-  if (name == "int4") return DType::kInt4;
-  if (name.starts_with("fp8")) {
-    return Status(Code::kUnsupported, StrCat("--kv-cache-dtype ", name,
-                                             ": is for GPUs, expected auto, bf16, int8 or int4"));
+  if (name == "auto") return DType::kBf16;
+  for (const DType dtype : kKvDTypes) {
+    if (name == Name(dtype)) return dtype;
   }
   return Status(Code::kInvalidArgument,
-                StrCat("--kv-cache-dtype ", name, ": expected auto, bf16, int8 or int4"));
+                StrCat("--kv-cache-dtype ", name, ": expected auto, bf16, int8, fp8 or int4"));
+}
+
+Status CheckKvDType(DType dtype, const Backend& backend) {
+  if (backend.has_kv_dtype(dtype)) return Status();
+  return Status(
+      Code::kUnsupported,
+      StrCat("--kv-cache-dtype ", Name(dtype), ": is for GPUs, this is the ", backend.name(),
+             " backend, expected auto, bf16, int8 or int4; use int8, which takes as much "
+             "memory"));
 }
 
 Result<WeightFormat> ParseWeightFormat(const std::string& name) {
@@ -282,6 +288,7 @@ Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) 
                                       .cpu_isa = config.cpu_isa,
                                       .kernels = config.kernels,
                                       .cuda_graphs = config.cuda_graphs == "on"}));
+  LS_TRY(CheckKvDType(kv_dtype, *parts.backend));
   config.max_num_batched_tokens = StepTokens(given, *parts.backend, &warnings);
   parts.config = config;
   const std::string note = parts.backend->format_note(weight_format);

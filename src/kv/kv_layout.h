@@ -11,6 +11,9 @@
 
 namespace lserve {
 
+// What keys and values may be stored as. A backend need not have all (Backend::has_kv_dtype).
+inline constexpr DType kKvDTypes[] = {DType::kBf16, DType::kInt8, DType::kFp8, DType::kInt4};
+
 // Bytes that 64 tokens of one KV head take, as the backend lays them out.
 struct KvHeadBytes {
   size_t kv = 0;     // keys and values with their quantization scales
@@ -45,7 +48,7 @@ struct KvLayout {
   int num_layers = 0;
   int num_kv_heads = 0;
   int head_dim = 0;
-  DType dtype = DType::kBf16;  // kBf16, kInt8 or kInt4
+  DType dtype = DType::kBf16;  // one of kKvDTypes
   WayLayout ways[kNumWays];
   std::vector<HeadSlot> slots;  // [layer * num_kv_heads + head]
 

@@ -3,8 +3,8 @@
 namespace lserve {
 namespace {
 
-constexpr DType kAll[] = {DType::kF32,   DType::kF16,  DType::kBf16,
-                          DType::kInt32, DType::kInt8, DType::kInt4};
+constexpr DType kAll[] = {DType::kF32,  DType::kF16,  DType::kBf16, DType::kInt32,
+                          DType::kInt8, DType::kInt4, DType::kFp8};
 
 }  // namespace
 
@@ -22,6 +22,8 @@ std::string_view Name(DType dtype) {
       return "int8";
     case DType::kInt4:
       return "int4";
+    case DType::kFp8:
+      return "fp8";
   }
   return "?";
 }

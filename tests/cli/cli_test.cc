@@ -40,7 +40,7 @@ TEST(Usage, EveryMistakeIsOneLineAndStatusTwo) {
   ExpectUsageError({"run", kModel, "--threads", "two"}, "--threads: got \"two\"");
   ExpectUsageError({"run", kModel, "--threads", "-1"}, "--threads: got \"-1\"");
   ExpectUsageError({"run", kModel, "--attention", "fast"}, "auto|dense|sparse");
-  ExpectUsageError({"run", kModel, "--kv-cache-dtype", "fp8"}, "auto|bf16|int8|int4");
+  ExpectUsageError({"run", kModel, "--kv-cache-dtype", "q8_0"}, "auto|bf16|int8|int4|fp8");
   ExpectUsageError({"run", kModel, "--device", "cuda:x"}, "auto|cpu|cuda[:N]|reference");
   ExpectUsageError({"run", kModel, "--streaming-ratio", "1.5"}, "from 0 to 1");
   ExpectUsageError({"run", kModel, "--temperature", "nan"}, "--temperature");

@@ -2,6 +2,7 @@
 // sees one key returns that key's stored value.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <limits>
 
 #include "backend/kv_quant.h"
@@ -15,21 +16,6 @@ class AppendKvParity : public testing::TestWithParam<SubjectAndType> {
   const Subject& subject() const { return std::get<0>(GetParam()); }
   DType dtype() const { return std::get<1>(GetParam()); }
 };
-
-// What the format of kv_quant.h leaves of a vector.
-std::vector<float> Stored(const std::vector<float>& x, DType dtype) {
-  std::vector<float> stored;
-  if (dtype == DType::kBf16) {
-    for (const float value : x) stored.push_back(ToFloat(ToBf16(value)));
-    return stored;
-  }
-  const int levels = QuantLevels(dtype);
-  const QuantScale scale = ChooseQuantScale(x.data(), static_cast<int>(x.size()), levels);
-  for (const float value : x) {
-    stored.push_back(ToFloat(Dequantize(QuantCode(value, scale, levels), scale)));
-  }
-  return stored;
-}
 
 // Queries that see their own key only: the values of all tokens, [tokens, q_cols]. The one weight
 // need not be exactly 1: w * v, 1 / w and their product are rounded, 3 u in all. That is far below
@@ -83,6 +69,47 @@ TEST_P(AppendKvParity, StoresExactlyWhatTheFormatSays) {
     }
     ASSERT_TRUE(Near(got, expected, 0.0, cache.shape().q_cols())) << head_dim;
   }
+}
+
+// Every code that fp8 pages may hold, of both signs, and between any two neighbours the half way
+// and the floats beside it, where a conversion may go either way; times powers of two, from those
+// that are stored as zeros to the largest.
+TEST_P(AppendKvParity, RoundsEveryFp8CodeAndTieAsTheFormatSays) {
+  if (dtype() != DType::kFp8) return;
+  const std::unique_ptr<Backend> backend = Make(subject());
+  std::vector<float> numbers;
+  for (int code = 0; ToFloat(E4m3{static_cast<uint8_t>(code)}) < 256.0f; ++code) {
+    const float low = ToFloat(E4m3{static_cast<uint8_t>(code)});
+    const float tie = (low + ToFloat(E4m3{static_cast<uint8_t>(code + 1)})) / 2;
+    for (const float x : {low, std::nextafter(tie, 0.0f), tie, std::nextafter(tie, 256.0f)}) {
+      numbers.insert(numbers.end(), {x, -x});
+    }
+  }
+  const AttentionCase c = {.head_dim = 32, .contexts = {0}, .num_queries = 160};
+  const auto fill = [&](const TokenAt& at, float* k, float* v) {
+    RandomTokens(9, c.head_dim)(at, k, v);
+    const int exponents[] = {-126, -110, -30, 0, 7};
+    const int64_t run = at.position / 5 * 31;  // 32 runs of 31 numbers, five times each
+    for (int d = 1; d < c.head_dim; ++d) {
+      const float x = numbers[static_cast<size_t>(run + d - 1) % numbers.size()];
+      v[d] = std::ldexp(x, exponents[at.position % 5]);
+    }
+    v[0] = std::ldexp(128.0f, exponents[at.position % 5]);  // makes the scale that power of two
+  };
+  KvHarness cache(*backend, c.Shape(dtype()), fill);
+  cache.Fill(37);
+  const std::vector<float> got = ReadValues(cache, c);
+  std::vector<float> expected, k(static_cast<size_t>(c.head_dim)), v(k);
+  for (int64_t p = 0; p < c.num_queries; ++p) {
+    for (int head = 0; head < c.num_kv_heads; ++head) {
+      fill({0, 0, p, head}, k.data(), v.data());
+      const std::vector<float> stored = Stored(v, dtype());
+      for (int h = 0; h < c.group; ++h) {
+        expected.insert(expected.end(), stored.begin(), stored.end());
+      }
+    }
+  }
+  ASSERT_TRUE(Near(got, expected, 0.0, cache.shape().q_cols()));
 }
 
 // A page that is used again forgets what it held: keys, values and statistics.
@@ -169,14 +196,14 @@ TEST(AppendKvParityCases, PlantedErrorsAreCaught) {
     const uint8_t code = QuantCode(x[5], scale, levels);
     EXPECT_NE(ToFloat(Dequantize(code, scale)), ToFloat(Dequantize(code ^ 1, scale)));
   }
+  const uint8_t exponent = ChooseFp8Exponent(x.data(), 64), code = Fp8Code(x[5], exponent);
+  EXPECT_NE(ToFloat(DequantizeFp8(code, exponent)), ToFloat(DequantizeFp8(code ^ 1, exponent)));
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    All,
-    AppendKvParity,
-    testing::Combine(testing::ValuesIn(Subjects()),
-                     testing::Values(DType::kBf16, DType::kInt8, DType::kInt4)),
-    SubjectTypeName);
+INSTANTIATE_TEST_SUITE_P(All,
+                         AppendKvParity,
+                         testing::ValuesIn(WithKvTypes(Subjects())),
+                         SubjectTypeName);
 
 }  // namespace
 }  // namespace lserve::parity

@@ -147,12 +147,10 @@ TEST_P(DecodeParity, BitsDependOnTheRowAlone) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    All,
-    DecodeParity,
-    testing::Combine(testing::ValuesIn(Subjects()),
-                     testing::Values(DType::kBf16, DType::kInt8, DType::kInt4)),
-    SubjectTypeName);
+INSTANTIATE_TEST_SUITE_P(All,
+                         DecodeParity,
+                         testing::ValuesIn(WithKvTypes(Subjects())),
+                         SubjectTypeName);
 
 }  // namespace
 }  // namespace lserve::parity

@@ -12,6 +12,7 @@
 
 #include "backend/backend.h"
 #include "backend/host_kv_store.h"
+#include "backend/kv_quant.h"
 #include "parity/parity_cases.h"
 
 namespace lserve::parity {
@@ -39,6 +40,28 @@ struct TokenAt {
 
 // Writes the key and the value [head_dim] of one token of one KV head.
 using TokenFill = std::function<void(const TokenAt& at, float* k, float* v)>;
+
+// What the format of kv_quant.h leaves of a vector.
+inline std::vector<float> Stored(const std::vector<float>& x, DType dtype) {
+  std::vector<float> stored;
+  if (dtype == DType::kBf16) {
+    for (const float value : x) stored.push_back(ToFloat(ToBf16(value)));
+    return stored;
+  }
+  if (dtype == DType::kFp8) {
+    const uint8_t exponent = ChooseFp8Exponent(x.data(), static_cast<int>(x.size()));
+    for (const float value : x) {
+      stored.push_back(ToFloat(DequantizeFp8(Fp8Code(value, exponent), exponent)));
+    }
+    return stored;
+  }
+  const int levels = QuantLevels(dtype);
+  const QuantScale scale = ChooseQuantScale(x.data(), static_cast<int>(x.size()), levels);
+  for (const float value : x) {
+    stored.push_back(ToFloat(Dequantize(QuantCode(value, scale, levels), scale)));
+  }
+  return stored;
+}
 
 // Uniform in [-amplitude, amplitude), the same whatever the order of the calls.
 inline TokenFill RandomTokens(uint64_t seed, int head_dim, float amplitude = 1.0f) {

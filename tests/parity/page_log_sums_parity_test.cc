@@ -131,12 +131,10 @@ TEST_P(PageLogSumsParity, AsTheReference) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    All,
-    PageLogSumsParity,
-    testing::Combine(testing::ValuesIn(FastSubjects()),
-                     testing::Values(DType::kBf16, DType::kInt8, DType::kInt4)),
-    SubjectTypeName);
+INSTANTIATE_TEST_SUITE_P(All,
+                         PageLogSumsParity,
+                         testing::ValuesIn(WithKvTypes(FastSubjects())),
+                         SubjectTypeName);
 
 }  // namespace
 }  // namespace lserve::parity

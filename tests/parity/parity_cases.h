@@ -14,6 +14,7 @@
 #include "backend/registry.h"
 #include "base/rng.h"
 #include "base/strings.h"
+#include "kv/kv_layout.h"
 #include "parity/staged_backend.h"
 #include "tensor/dtype.h"
 
@@ -78,6 +79,17 @@ inline void PrintTo(const Subject& subject, std::ostream* os) {
 
 // Suites over subjects, or over subjects x dtypes.
 using SubjectAndType = std::tuple<Subject, DType>;
+// Every element type of the KV cache that the subject has.
+inline std::vector<SubjectAndType> WithKvTypes(const std::vector<Subject>& subjects) {
+  std::vector<SubjectAndType> pairs;
+  for (const Subject& subject : subjects) {
+    const std::unique_ptr<Backend> backend = Make(subject, 1);
+    for (const DType dtype : kKvDTypes) {
+      if (backend->has_kv_dtype(dtype)) pairs.emplace_back(subject, dtype);
+    }
+  }
+  return pairs;
+}
 inline std::string SubjectName(const testing::TestParamInfo<Subject>& info) {
   return info.param.name;
 }

@@ -191,12 +191,10 @@ TEST(PrefillParityCases, PlantedErrorsAreCaught) {
                     cache.shape().q_cols()));
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    All,
-    PrefillParity,
-    testing::Combine(testing::ValuesIn(Subjects()),
-                     testing::Values(DType::kBf16, DType::kInt8, DType::kInt4)),
-    SubjectTypeName);
+INSTANTIATE_TEST_SUITE_P(All,
+                         PrefillParity,
+                         testing::ValuesIn(WithKvTypes(Subjects())),
+                         SubjectTypeName);
 
 }  // namespace
 }  // namespace lserve::parity

@@ -4,7 +4,6 @@
 #include <cmath>
 #include <numeric>
 
-#include "backend/kv_quant.h"
 #include "parity/attention_cases.h"
 
 namespace lserve::parity {
@@ -14,20 +13,13 @@ constexpr int kRows = kTileTokens / kTileStride;
 constexpr int kTilePages = kTileTokens / kPageTokens;
 
 // The stored keys of one head of layer 0, [tokens][head_dim].
-std::vector<std::vector<double>> StoredKeys(
+std::vector<std::vector<float>> StoredKeys(
     const KvShape& shape, const TokenFill& fill, int sequence, int kv_head, int64_t tokens) {
-  std::vector<std::vector<double>> keys;
+  std::vector<std::vector<float>> keys;
   std::vector<float> k(static_cast<size_t>(shape.head_dim)), v(k);
-  const int levels = QuantLevels(shape.dtype);
   for (int64_t t = 0; t < tokens; ++t) {
     fill({0, sequence, t, kv_head}, k.data(), v.data());
-    const QuantScale scale = ChooseQuantScale(k.data(), shape.head_dim, levels);
-    keys.emplace_back();
-    for (const float x : k) {
-      keys.back().push_back(ToFloat(shape.dtype == DType::kBf16
-                                        ? ToBf16(x)
-                                        : Dequantize(QuantCode(x, scale, levels), scale)));
-    }
+    keys.push_back(Stored(k, shape.dtype));
   }
   return keys;
 }
@@ -52,7 +44,7 @@ std::vector<double> Mass(const KvShape& shape,
                            int64_t{h} * shape.head_dim;
           const auto& key = keys[static_cast<size_t>(c * kTileStride + kTileStride - 1 - s)];
           for (int d = 0; d < shape.head_dim; ++d) {
-            sum += double{ToFloat(ToBf16(x[d]))} * key[static_cast<size_t>(d)];
+            sum += double{ToFloat(ToBf16(x[d]))} * double{key[static_cast<size_t>(d)]};
           }
         }
         scores.push_back(sum / std::sqrt(static_cast<double>(shape.head_dim)) / kTileStride);
@@ -365,12 +357,10 @@ TEST(TileParityCases, PlantedErrorsAreCaught) {
   EXPECT_GT(weakest, 4 * RelativeError(64, 2.0));
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    All,
-    TileParity,
-    testing::Combine(testing::ValuesIn(Subjects()),
-                     testing::Values(DType::kBf16, DType::kInt8, DType::kInt4)),
-    SubjectTypeName);
+INSTANTIATE_TEST_SUITE_P(All,
+                         TileParity,
+                         testing::ValuesIn(WithKvTypes(Subjects())),
+                         SubjectTypeName);
 
 }  // namespace
 }  // namespace lserve::parity

@@ -27,6 +27,7 @@ class StagedBackend final : public Backend {
   Status CopyToHost(void* host, const void* device, size_t bytes) override {
     return inner_->CopyToHost(host, device, bytes);
   }
+  bool has_kv_dtype(DType dtype) const override { return inner_->has_kv_dtype(dtype); }
   KvHeadBytes kv_head_bytes(DType dtype, int head_dim) const override {
     return inner_->kv_head_bytes(dtype, head_dim);
   }

@@ -54,6 +54,7 @@ class CpuBackend final : public Backend {
   Status Rope(const RopeParams& params) override;
 
   // cpu_kv_store.cc
+  bool has_kv_dtype(DType dtype) const override;
   KvHeadBytes kv_head_bytes(DType dtype, int head_dim) const override;
   Result<std::unique_ptr<KvStore>> MakeKvStore(const KvLayout& layout,
                                                const PageId (&max_pages)[kNumWays]) override;

@@ -251,8 +251,13 @@ void AppendToPart(const AttentionKernels& kernels,
   }
 }
 
+// int8 takes as much memory as fp8 would (ADR 0033).
+bool CpuBackend::has_kv_dtype(DType dtype) const {
+  return dtype == DType::kBf16 || dtype == DType::kInt8 || dtype == DType::kInt4;
+}
+
 KvHeadBytes CpuBackend::kv_head_bytes(DType dtype, int head_dim) const {
-  LS_CHECK(dtype == DType::kBf16 || dtype == DType::kInt8 || dtype == DType::kInt4) << Name(dtype);
+  LS_CHECK(has_kv_dtype(dtype)) << Name(dtype);
   return KvPart::Of(dtype, head_dim).bytes();
 }
 

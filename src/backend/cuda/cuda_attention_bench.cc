@@ -51,11 +51,12 @@ class Bench {
     for (const int64_t tokens : {int64_t{32768}, int64_t{131072}}) LS_TRY(Prefill(tokens));
     for (const auto& [tokens, batch] :
          {std::pair<int64_t, int>{131072, 1}, {262144, 1}, {131072, 8}}) {
-      for (const DType dtype : {DType::kBf16, DType::kInt8, DType::kInt4}) {
+      for (const DType dtype : kKvDTypes) {
         LS_TRY(Decode(tokens, batch, dtype));
       }
     }
-    return Decode(131072, 16, DType::kInt8);
+    for (const DType dtype : {DType::kInt8, DType::kFp8}) LS_TRY(Decode(131072, 16, dtype));
+    return Status();
   }
 
  private:

@@ -101,12 +101,14 @@ Result<Buffer> CudaBackend::ImportConstant(std::span<const std::byte> bytes) {
 
 KvHeadBytes CudaBackend::kv_head_bytes(DType dtype, int head_dim) const {
   const size_t elements = size_t{2} * kPageTokens * static_cast<size_t>(head_dim);
-  const size_t scales = dtype == DType::kBf16 ? 0 : size_t{2} * kPageTokens * 2 * sizeof(uint16_t);
+  const size_t scale = dtype == DType::kBf16  ? 0
+                       : dtype == DType::kFp8 ? sizeof(uint8_t)
+                                              : 2 * sizeof(uint16_t);
   const size_t bits = static_cast<size_t>(BitsOf(dtype));
   const size_t stats =
       size_t{2} * kLogicalPagesPerPage * static_cast<size_t>(head_dim) * sizeof(uint16_t);
   constexpr size_t kAlignment = 64;
-  return {.kv = RoundUp(elements * bits / 8 + scales, kAlignment),
+  return {.kv = RoundUp(elements * bits / 8 + size_t{2} * kPageTokens * scale, kAlignment),
           .stats = RoundUp(stats, kAlignment)};
 }
 

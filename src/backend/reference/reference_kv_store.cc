@@ -14,9 +14,9 @@ size_t RoundUp64(size_t bytes) {
 
 KvHeadBytes ReferencePart::Bytes(DType dtype, int head_dim) {
   const size_t elements = size_t{2} * kPageTokens * static_cast<size_t>(head_dim);
-  const bool quantised = dtype != DType::kBf16;
-  const size_t kv =
-      quantised ? elements + size_t{2} * kPageTokens * sizeof(QuantScale) : elements * sizeof(Bf16);
+  const size_t scale_bytes = dtype == DType::kFp8 ? sizeof(uint8_t) : sizeof(QuantScale);
+  const size_t kv = dtype == DType::kBf16 ? elements * sizeof(Bf16)
+                                          : elements + size_t{2} * kPageTokens * scale_bytes;
   const size_t stats =
       size_t{2} * kLogicalPagesPerPage * static_cast<size_t>(head_dim) * sizeof(Bf16);
   return {.kv = RoundUp64(kv), .stats = RoundUp64(stats)};
@@ -33,6 +33,11 @@ QuantScale* ReferencePart::Scale(Half half, int token) const {
   return reinterpret_cast<QuantScale*>(scales) + int64_t{half} * kPageTokens + token;
 }
 
+uint8_t* ReferencePart::Exponent(Half half, int token) const {
+  std::byte* exponents = kv_ + Element(kValue, kPageTokens, 0);
+  return reinterpret_cast<uint8_t*>(exponents) + int64_t{half} * kPageTokens + token;
+}
+
 Bf16* ReferencePart::Stat(int logical_page, int which, int dim) const {
   return reinterpret_cast<Bf16*>(stats_) + (int64_t{logical_page} * 2 + which) * head_dim_ + dim;
 }
@@ -41,6 +46,14 @@ void ReferencePart::Store(Half half, int token, const float* x) {
   if (dtype_ == DType::kBf16) {
     for (int d = 0; d < head_dim_; ++d) {
       reinterpret_cast<Bf16*>(kv_)[Element(half, token, d)] = ToBf16(x[d]);
+    }
+    return;
+  }
+  if (dtype_ == DType::kFp8) {
+    const uint8_t exponent = ChooseFp8Exponent(x, head_dim_);
+    *Exponent(half, token) = exponent;
+    for (int d = 0; d < head_dim_; ++d) {
+      kv_[Element(half, token, d)] = std::byte{Fp8Code(x[d], exponent)};
     }
     return;
   }
@@ -55,7 +68,9 @@ void ReferencePart::Store(Half half, int token, const float* x) {
 float ReferencePart::Load(Half half, int token, int dim) const {
   const size_t at = Element(half, token, dim);
   if (dtype_ == DType::kBf16) return ToFloat(reinterpret_cast<const Bf16*>(kv_)[at]);
-  return ToFloat(Dequantize(static_cast<uint8_t>(kv_[at]), *Scale(half, token)));
+  const uint8_t code = static_cast<uint8_t>(kv_[at]);
+  if (dtype_ == DType::kFp8) return ToFloat(DequantizeFp8(code, *Exponent(half, token)));
+  return ToFloat(Dequantize(code, *Scale(half, token)));
 }
 
 void ReferencePart::FoldStats(int token) {

@@ -1,7 +1,7 @@
 // ReferenceKvStore: the plainest layout of a head's part of a page. K/V record: keys
 // [64][head_dim], values [64][head_dim], as bf16 or as one byte per code; for quantised types then
-// the scales and minima of the 64 keys and of the 64 values. Statistics: [4 logical
-// pages][2][head_dim] bf16, minimum then maximum.
+// the scales and minima, for fp8 the exponents, of the 64 keys and of the 64 values. Statistics:
+// [4 logical pages][2][head_dim] bf16, minimum then maximum.
 #pragma once
 
 #include <cstddef>
@@ -36,6 +36,7 @@ class ReferencePart {
  private:
   size_t Element(Half half, int token, int dim) const;
   QuantScale* Scale(Half half, int token) const;
+  uint8_t* Exponent(Half half, int token) const;  // of kFp8
   Bf16* Stat(int logical_page, int which, int dim) const;
 
   DType dtype_;

@@ -361,6 +361,59 @@ TEST(KvQuant, ErrorIsAtMostHalfAStep) {
   }
 }
 
+TEST_F(ReferenceCache, StoresFp8AsTheFormatSays) {
+  Make(DType::kFp8, 1);
+  Vector k, v;
+  for (int d = 0; d < kDim; ++d) k.push_back(static_cast<float>(d));  // at most 4 bits: all exact
+  for (int d = 0; d < kDim; ++d) v.push_back(std::ldexp(1.0f, -d));
+  v[1] = -0.3f;
+  Append(0, k, v);
+  for (int d = 0; d < kDim; ++d) {
+    EXPECT_EQ(Part(0).Load(ReferencePart::kKey, 0, d), static_cast<float>(d));
+    EXPECT_EQ(Part(0).StatsMin(0, d), static_cast<float>(d));
+    const float stored = d == 1 ? -0.3125f : v[static_cast<size_t>(d)];  // 10 / 8 of a quarter
+    EXPECT_EQ(Part(0).Load(ReferencePart::kValue, 0, d), stored);
+  }
+}
+
+// As kv_quant.h promises: the stored value is a bf16 that no rounding made, off by at most 2^-4 of
+// itself, or 2^-17 of the largest; the largest itself does not saturate.
+TEST(KvQuant, Fp8ErrorFollowsTheElementDownToAShareOfTheLargest) {
+  std::vector<std::vector<float>> rows = {
+      {0, 0, 0},          {0.3f, 0.3f, 0.3f},       {-1, 1, 0.1f},   {1e-7f, -1e-7f, 0},
+      {65504, -65504, 1}, {1e-8f, 2e-8f, 0},        {255.9f, 1, -1}, {-100, 0.01f, 0.05f},
+      {1, 0x1p-14f, 0},   {1.9f, 0x1.1p-13f, 0.5f}, {0, -0.0f, 0},   {3e-38f, 1e-45f, 0}};
+  for (int i = 0; i < 1000; ++i) {
+    const float x = std::ldexp(1.0f + static_cast<float>(i) / 1000, i % 40 - 30);
+    rows.push_back({x, -x * 0.7f, std::ldexp(x, -i % 20)});
+  }
+  for (const std::vector<float>& row : rows) {
+    const uint8_t exponent = ChooseFp8Exponent(row.data(), 3);
+    float largest = 0;
+    for (const float x : row) largest = std::max(largest, std::abs(x));
+    if (largest >= 0x1p-93f) {
+      EXPECT_GE(largest, 128 * Fp8Scale(exponent));
+      EXPECT_LT(largest, 256 * Fp8Scale(exponent));
+    }
+    for (const float x : row) {
+      const uint8_t code = Fp8Code(x, exponent);
+      const float got = ToFloat(DequantizeFp8(code, exponent));
+      EXPECT_EQ(double{got}, double{ToFloat(E4m3{code})} * double{Fp8Scale(exponent)});
+      const double bound = std::max({std::abs(x) * 0x1p-4, largest * 0x1p-17, 0x1p-110});
+      EXPECT_NEAR(got, x, bound) << x << " beside " << largest;
+    }
+  }
+}
+
+TEST(KvQuant, Fp8HasNoNan) {
+  const float x[] = {std::nanf(""), HUGE_VALF, -HUGE_VALF, 1.0f};
+  const uint8_t exponent = ChooseFp8Exponent(x, 4);
+  EXPECT_EQ(ToFloat(DequantizeFp8(Fp8Code(x[0], exponent), exponent)), 0.0f);
+  EXPECT_EQ(ToFloat(DequantizeFp8(Fp8Code(x[1], exponent), exponent)), 65536.0f);
+  EXPECT_EQ(ToFloat(DequantizeFp8(Fp8Code(x[2], exponent), exponent)), -65536.0f);
+  EXPECT_EQ(ToFloat(DequantizeFp8(Fp8Code(x[3], exponent), exponent)), 1.0f);
+}
+
 TEST(KvQuant, NotANumberIsZeroAndInfinityIsTheEndOfTheRange) {
   const float x[] = {std::nanf(""), HUGE_VALF, -HUGE_VALF, 1.0f};
   const QuantScale q = ChooseQuantScale(x, 4, 255);

@@ -21,9 +21,9 @@ struct Shared {
   uint16_t values[kMaxHeadDim][kPageTokens + 1];  // bf16 bits or codes; odd rows: no bank conflict
 };
 
-// The (scale, min) of the elements that the lanes of a warp hold.
+// The scale of the elements that the lanes of a warp hold.
 template <KvType T>
-__device__ __half2 WarpScale(const float (&x)[kPerLane], int head_dim) {
+__device__ ScaleType<T> WarpScale(const float (&x)[kPerLane], int head_dim) {
   const int lane = threadIdx.x % kWarp;
   float low = INFINITY, high = -INFINITY;
 #pragma unroll
@@ -37,7 +37,11 @@ __device__ __half2 WarpScale(const float (&x)[kPerLane], int head_dim) {
     low = fminf(low, __shfl_xor_sync(0xffffffffu, low, offset));
     high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, offset));
   }
-  return QuantScaleOf(low, high, kLevels<T>);
+  if constexpr (T == KvType::kFp8) {
+    return Fp8ExponentOf(fmaxf(fabsf(low), fabsf(high)));
+  } else {
+    return QuantScaleOf(low, high, kLevels<T>);
+  }
 }
 
 // Stores one key from a warp's registers; `stored` gets what the cache now holds.
@@ -46,7 +50,7 @@ __device__ void StoreKey(
     std::byte* kv, int head_dim, int token, const float (&x)[kPerLane], __nv_bfloat16* stored) {
   const int lane = threadIdx.x % kWarp;
   std::byte* row = kv + token * KeyRowBytes<T>(head_dim);
-  __half2 scale = {};
+  ScaleType<T> scale = {};
   if constexpr (T != KvType::kBf16) {
     scale = WarpScale<T>(x, head_dim);
     if (lane == 0) Scales<T>(kv, head_dim)[token] = scale;
@@ -59,12 +63,12 @@ __device__ void StoreKey(
       stored[d] = __float2bfloat16_rn(x[i]);
       reinterpret_cast<__nv_bfloat16*>(row)[d] = stored[d];
     } else {
-      const uint32_t code = QuantCode(x[i], scale, kLevels<T>);
+      const uint32_t code = CodeOf<T>(x[i], scale);
       // Every lane takes part in the shuffle, whether it holds an element or not.
       const uint32_t next = __shfl_down_sync(0xffffffffu, code, 1);
       if (d >= head_dim) continue;
-      stored[d] = Dequantize(code, __low2float(scale), __high2float(scale));
-      if constexpr (T == KvType::kInt8) {
+      stored[d] = StoredOf<T>(code, scale);
+      if constexpr (T != KvType::kInt4) {
         row[d] = static_cast<std::byte>(code);
       } else if (d % 2 == 0) {
         row[d / 2] = static_cast<std::byte>(code | next << 4);
@@ -78,7 +82,7 @@ template <KvType T>
 __device__ void StageValue(
     std::byte* kv, int head_dim, int token, const float (&x)[kPerLane], Shared* shared) {
   const int lane = threadIdx.x % kWarp;
-  __half2 scale = {};
+  ScaleType<T> scale = {};
   if constexpr (T != KvType::kBf16) {
     scale = WarpScale<T>(x, head_dim);
     if (lane == 0) Scales<T>(kv, head_dim)[kPageTokens + token] = scale;
@@ -90,7 +94,7 @@ __device__ void StageValue(
     if constexpr (T == KvType::kBf16) {
       shared->values[d][token] = __bfloat16_as_ushort(__float2bfloat16_rn(x[i]));
     } else {
-      shared->values[d][token] = static_cast<uint16_t>(QuantCode(x[i], scale, kLevels<T>));
+      shared->values[d][token] = static_cast<uint16_t>(CodeOf<T>(x[i], scale));
     }
   }
 }
@@ -211,6 +215,8 @@ cudaError_t LaunchAppendKv(const AppendKvArgs& args, cudaStream_t stream) {
       return LaunchChained(AppendKvKernel<KvType::kInt8>, grid, kThreads, 0, stream, args);
     case DType::kInt4:
       return LaunchChained(AppendKvKernel<KvType::kInt4>, grid, kThreads, 0, stream, args);
+    case DType::kFp8:
+      return LaunchChained(AppendKvKernel<KvType::kFp8>, grid, kThreads, 0, stream, args);
     default:
       return cudaErrorInvalidValue;
   }
@@ -236,6 +242,9 @@ cudaError_t LaunchRebuildStats(const WayView& way,
       break;
     case DType::kInt4:
       launch(RebuildStatsKernel<KvType::kInt4>);
+      break;
+    case DType::kFp8:
+      launch(RebuildStatsKernel<KvType::kFp8>);
       break;
     default:
       return cudaErrorInvalidValue;

@@ -66,6 +66,26 @@ __device__ int KeyOf(int tile, int r) {
   return 8 * (r / 2) + 2 * tile + r % 2;
 }
 
+// The exponents of the eight keys that row r of the tiles stands for, and for row r ^ 1; `of` are
+// those of the half page.
+__device__ uint2 LoadExponents(const uint8_t* of, int r) {
+  return *reinterpret_cast<const uint2*>(of + r / 2 * 8);
+}
+
+// Multiplies what belongs to row r of the tiles by the scales of its keys. Powers of two: it comes
+// to the same whether codes or sums of their products take them, and there are far fewer sums.
+__device__ void ScaleTiles(const uint2& exponents, int r, float (&s)[2][4]) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t four = (i == 0 ? exponents.x : exponents.y) >> (8 * (r % 2));
+    const float even = Fp8Scale(four & 0xff), odd = Fp8Scale(four >> 16 & 0xff);
+    s[i][0] *= even;
+    s[i][1] *= even;
+    s[i][2] *= odd;
+    s[i][3] *= odd;
+  }
+}
+
 template <int D>
 struct WarpState {
   float out[D / 16][4];  // O^T: rows d = 16 m + r, + 8; columns 2 j, 2 j + 1
@@ -103,18 +123,24 @@ __device__ void AttendHalf(const std::byte* kv,
                            WarpState<D>* state) {
   const int lane = threadIdx.x % kWarp, r = lane / 4, j = lane % 4;
   const int first = half * kHalfPage;
+  constexpr bool kInteger = T == KvType::kInt8 || T == KvType::kInt4;
   RawEight<T> k[4][D / 32];
   __half2 key_scales[4] = {}, value_scales[8] = {};
+  uint2 key_exponents = {}, value_exponents = {};
+  if constexpr (T == KvType::kFp8) {
+    key_exponents = LoadExponents(Scales<T>(kv, D) + first, r);
+    value_exponents = LoadExponents(Scales<T>(kv, D) + kPageTokens + first, r);
+  }
 #pragma unroll
   for (int t = 0; t < 4; ++t) {
     const int token = first + KeyOf(t, r);
-    if constexpr (T != KvType::kBf16) key_scales[t] = Scales<T>(kv, D)[token];
+    if constexpr (kInteger) key_scales[t] = Scales<T>(kv, D)[token];
 #pragma unroll
     for (int c = 0; c < D / 32; ++c) {
       k[t][c] = LoadRaw<T>(kv + token * KeyRowBytes<T>(D), c * 32 + j * 8);
     }
   }
-  if constexpr (T != KvType::kBf16) {
+  if constexpr (kInteger) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) value_scales[i] = Scales<T>(kv, D)[kPageTokens + first + j * 8 + i];
   }
@@ -123,9 +149,16 @@ __device__ void AttendHalf(const std::byte* kv,
   for (int d = 0; d < D / 8; ++d) {
     v[d] = LoadRaw<T>(kv + HalfBytes<T>(D) + (8 * d + r) * ValueRowBytes<T>(), first + j * 8);
   }
+  const auto widen = [](const RawEight<T>& raw, auto scale) {
+    if constexpr (T == KvType::kFp8) {
+      return WidenFp8(raw);
+    } else {
+      return Expand<T>(raw, scale);
+    }
+  };
   const auto key = [&](int t, int c) {
-    const float2 scale = __half22float2(key_scales[t]);
-    return Expand<T>(k[t][c], [&](int) { return scale; });
+    const float2 scale = Affine(key_scales[t]);
+    return widen(k[t][c], [&](int) { return scale; });
   };
 
   float s[2][4];  // tiles 2 i (elements 0, 1) and 2 i + 1 (elements 2, 3)
@@ -142,6 +175,7 @@ __device__ void AttendHalf(const std::byte* kv,
       }
     }
   }
+  if constexpr (T == KvType::kFp8) ScaleTiles(key_exponents, r, s);
   if (!all_visible) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -180,6 +214,7 @@ __device__ void AttendHalf(const std::byte* kv,
     }
   }
 
+  if constexpr (T == KvType::kFp8) ScaleTiles(value_exponents, r, s);
   uint32_t weights[2][2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -187,7 +222,7 @@ __device__ void AttendHalf(const std::byte* kv,
     weights[i][1] = Transpose(PackBf16(s[i][2], s[i][3]));
   }
   const auto value = [&](int d) {
-    const uint4 eight = Expand<T>(v[d], [&](int i) { return __half22float2(value_scales[i]); });
+    const uint4 eight = widen(v[d], [&](int i) { return Affine(value_scales[i]); });
     // Memory past the last token may hold anything, and 0 * NaN is NaN.
     return valid < kHalfPage ? KeepKeys(eight, valid - j * 8) : eight;
   };
@@ -513,6 +548,8 @@ cudaError_t LaunchDecodeAttention(const AttentionArgs& args,
       return LaunchType<KvType::kInt8>(args, work, partials, counters, stream);
     case DType::kInt4:
       return LaunchType<KvType::kInt4>(args, work, partials, counters, stream);
+    case DType::kFp8:
+      return LaunchType<KvType::kFp8>(args, work, partials, counters, stream);
     default:
       return cudaErrorInvalidValue;
   }

@@ -152,6 +152,9 @@ cudaError_t LaunchPageLogSums(const PageLogSumsArgs& args, cudaStream_t stream) 
     case DType::kInt4:
       PageLogSumsKernel<KvType::kInt4><<<grid, kThreads, 0, stream>>>(args);
       break;
+    case DType::kFp8:
+      PageLogSumsKernel<KvType::kFp8><<<grid, kThreads, 0, stream>>>(args);
+      break;
     default:
       return cudaErrorInvalidValue;
   }

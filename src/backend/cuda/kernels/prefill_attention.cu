@@ -51,8 +51,8 @@ template <KvType T, int kRows, int kRow, int kStride, class ScaleOf>
 __device__ void CopyRows(uint16_t (&to)[kRows][kStride], const std::byte* from, ScaleOf scale) {
   constexpr int kVectors = kRow / 8;
   constexpr size_t kRowBytes = T == KvType::kBf16   ? size_t{2} * kRow
-                               : T == KvType::kInt8 ? size_t{kRow}
-                                                    : size_t{kRow} / 2;
+                               : T == KvType::kInt4 ? size_t{kRow} / 2
+                                                    : size_t{kRow};
 #pragma unroll
   for (int i = threadIdx.x; i < kRows * kVectors; i += kThreads) {
     const int row = i / kVectors, first = i % kVectors * 8;
@@ -67,14 +67,14 @@ __device__ void CopyRows(uint16_t (&to)[kRows][kStride], const std::byte* from, 
 
 template <KvType T, int D>
 __device__ void CopyKeys(Shared<D>& shared, const std::byte* kv) {
-  CopyRows<T, kPageTokens, D>(
-      shared.k, kv, [&](int token, int) { return __half22float2(Scales<T>(kv, D)[token]); });
+  CopyRows<T, kPageTokens, D>(shared.k, kv,
+                              [&](int token, int) { return Affine(Scales<T>(kv, D)[token]); });
 }
 
 template <KvType T, int D>
 __device__ void CopyValues(Shared<D>& shared, const std::byte* kv) {
   CopyRows<T, D, kPageTokens>(shared.v, kv + HalfBytes<T>(D), [&](int, int token) {
-    return __half22float2(Scales<T>(kv, D)[kPageTokens + token]);
+    return Affine(Scales<T>(kv, D)[kPageTokens + token]);
   });
 }
 
@@ -343,6 +343,8 @@ cudaError_t LaunchPrefillAttention(const AttentionArgs& args, cudaStream_t strea
       return LaunchType<KvType::kInt8>(args, stream);
     case DType::kInt4:
       return LaunchType<KvType::kInt4>(args, stream);
+    case DType::kFp8:
+      return LaunchType<KvType::kFp8>(args, stream);
     default:
       return cudaErrorInvalidValue;
   }

@@ -257,6 +257,9 @@ cudaError_t LaunchCopyTiles(const SelectTilesArgs& args, cudaStream_t stream) {
     case DType::kInt4:
       CopyKeys<KvType::kInt4>(args, stream);
       break;
+    case DType::kFp8:
+      CopyKeys<KvType::kFp8>(args, stream);
+      break;
     default:
       return cudaErrorInvalidValue;
   }
