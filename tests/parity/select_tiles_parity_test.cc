@@ -368,7 +368,7 @@ TEST(TileParityCases, PlantedErrorsAreCaught) {
 INSTANTIATE_TEST_SUITE_P(
     All,
     TileParity,
-    testing::Combine(testing::ValuesIn(Subjects()),
+    testing::Combine(testing::ValuesIn(SubjectsAndModes()),
                      testing::Values(DType::kBf16, DType::kInt8, DType::kInt4)),
     SubjectTypeName);
 
