@@ -112,8 +112,8 @@ TEST_F(CudaEngine, LogitsAreNearTheCpus) {
   }
 }
 
-// Prompts whole and in chunks, alone and in company: rows of a product come 1 to 8192 at a time, and
-// tile lists are chosen for one tile or for many. As engine_exactness_test.cc asks of the CPU.
+// Prompts whole and in chunks, alone and in company: rows of a product come 1 to 8192 at a time,
+// and tile lists are chosen for one tile or for many. As engine_exactness_test.cc asks of the CPU.
 TEST_F(CudaEngine, BatchInvariantAnswersDependOnTheRequestAlone) {
   for (const char* quantization : {"none", "int8", "int4"}) {
     for (const double threshold : {0.0, 0.8}) {

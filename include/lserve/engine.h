@@ -84,8 +84,8 @@ class Engine {
   KvTierStats disk_tier() const;
   // Of all requests so far, running ones included.
   const AuditStats& audit() const;
-  // Time spent in choosing pages for decode: on a GPU by its own clock, up to the last layer but one
-  // that chose. Costs no wait.
+  // Time spent in choosing pages for decode: on a GPU by its own clock, up to the last layer but
+  // one that chose. Costs no wait.
   double selector_seconds() const;
 
   const EngineInfo& info() const;

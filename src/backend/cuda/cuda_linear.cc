@@ -319,8 +319,8 @@ Status CudaBackend::MultiplyInTurns(const LinearParams& params) {
                    .y = y,
                    .accumulate = params.accumulate};
   if (rounds) {
-    LS_CUDA(LaunchRoundToBf16(x, params.x.rows, w.in_features,
-                              reinterpret_cast<uint16_t*>(scratch), stream_));
+    LS_CUDA(LaunchRoundToBf16(x, params.x.rows, w.in_features, reinterpret_cast<uint16_t*>(scratch),
+                              stream_));
     args.x = scratch;
     args.x_dtype = DType::kBf16;
     args.x_stride = w.in_features;

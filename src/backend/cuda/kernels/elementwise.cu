@@ -75,8 +75,8 @@ __global__ void RmsNormKernel(
 }
 
 // One block per row, which holds its first elements between the two passes. `n` is a multiple of 4.
-__global__ void __launch_bounds__(kNormRowThreads) RmsNormToBf16Kernel(
-    ConstMatrixView x, const float* weight, float eps, int n, uint16_t* y) {
+__global__ void __launch_bounds__(kNormRowThreads)
+    RmsNormToBf16Kernel(ConstMatrixView x, const float* weight, float eps, int n, uint16_t* y) {
   LetNextStart();
   __shared__ float shared[kNormRowThreads / kWarp];
   constexpr int kHeld = 4;

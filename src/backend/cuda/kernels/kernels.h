@@ -34,8 +34,8 @@ cudaError_t LaunchRmsNorm(ConstMatrixView x,
                           int n,
                           MatrixView y,
                           cudaStream_t stream);
-// As bf16, packed: [rows, n], n a multiple of 4, with the bits of a norm that joins LaunchGemvSm90()
-// (kernels/norm.cuh). One group.
+// As bf16, packed: [rows, n], n a multiple of 4, with the bits of a norm that joins
+// LaunchGemvSm90() (kernels/norm.cuh). One group.
 cudaError_t LaunchRmsNormToBf16(ConstMatrixView x,
                                 const float* weight,
                                 float eps,
@@ -250,9 +250,9 @@ cudaError_t LaunchDecodeAttention(const AttentionArgs& args,
 // Adds up the time between the first block of a selection and its last one, by the GPU's clock. One
 // selection runs at a time.
 struct SelectorClock {
-  uint64_t begin = 0;           // of the selection that runs or ran last, in ns
-  uint64_t end = 0;             // of the latest of its blocks that have ended
-  uint64_t total = 0;           // of those before it
+  uint64_t begin = 0;             // of the selection that runs or ran last, in ns
+  uint64_t end = 0;               // of the latest of its blocks that have ended
+  uint64_t total = 0;             // of those before it
   uint64_t* published = nullptr;  // `total`, in the host's memory
 };
 struct PageSelect {

@@ -1,15 +1,15 @@
 // Products of many rows with the bits that the kernels of few rows give each of them: what
-// batch-invariant results need (ADR 0034), where cuBLAS would take another order of sums for another
-// number of rows.
+// batch-invariant results need (ADR 0034), where cuBLAS would take another order of sums for
+// another number of rows.
 //
-//   Bound: the rate of mma.sync, about 0.6 of what wgmma reaches on Hopper; wgmma and cuBLAS are out,
-//   since what they sum in which order is not that of the kernels that decode. A block multiplies
-//   128 rows of x by 128 (codes: 64) out features, eight warps of 64 (32) out features by 32 rows. W
-//   is the 16 rows of a tensor-core tile and x its 8 columns, as in linear.cu; a stage is a turn
-//   (sums.cuh), whose vectors are laid out so that a lane's 16 bytes are its fragments and no bank is
-//   asked twice: vector v of a row at v, or v ^ 4 in odd rows, and those of x in the order in which
-//   lanes want them. Turns come slice by slice, so that a slice's sum needs registers only while it
-//   grows, beside the total.
+//   Bound: the rate of mma.sync, about 0.6 of what wgmma reaches on Hopper; wgmma and cuBLAS are
+//   out, since what they sum in which order is not that of the kernels that decode. A block
+//   multiplies 128 (codes: 64) rows of x by 128 out features, eight warps of 64 (32) out features
+//   by 32 rows. W is the 16 rows of a tensor-core tile and x its 8 columns, as in linear.cu; a
+//   stage is a turn (sums.cuh), whose vectors are laid out so that a lane's 16 bytes are its
+//   fragments and no bank is asked twice: vector v of a row at v, or v ^ 4 in odd rows, and those
+//   of x in the order in which lanes want them. Turns come slice by slice, so that a slice's sum
+//   needs registers only while it grows, beside the total.
 //
 //   Blocks are numbered in bands of 16 tiles of rows, so that those that run at once share both
 //   operands in L2.
@@ -25,36 +25,37 @@ namespace lserve {
 namespace {
 
 constexpr int kWarp = 32;
-constexpr int kWarpsAlongOuts = 2;
-constexpr int kWarpsAlongRows = 4;
-constexpr int kWarps = kWarpsAlongOuts * kWarpsAlongRows;
+constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarp;
 constexpr int kTileOuts = 16;
 constexpr int kTileRows = 8;
 constexpr int kRowTiles = 4;  // of a warp
 constexpr int kWarpRows = kRowTiles * kTileRows;
-constexpr int kBlockRows = kWarpsAlongRows * kWarpRows;
 constexpr int kBand = 16;  // tiles of rows
 
 // Of a warp. Codes widen into registers that more out features would need.
 template <Stored W>
 constexpr int kOutTiles = W == Stored::kBf16 ? 4 : 2;
+// The shape of a block follows from what its operands weigh: codes are the lighter one.
 template <Stored W>
-constexpr int kBlockOuts = kWarpsAlongOuts* kOutTiles<W>* kTileOuts;
+constexpr int kWarpsAlongOuts = W == Stored::kBf16 ? 2 : 4;
+template <Stored W>
+constexpr int kBlockOuts = kWarpsAlongOuts<W>* kOutTiles<W>* kTileOuts;
+template <Stored W>
+constexpr int kBlockRows = kWarps / kWarpsAlongOuts<W>* kWarpRows;
 // Vectors of a row of x in a turn.
 template <Stored W>
 constexpr int kXVectors = kTurnVectors* kParts<W>;
-// bf16: what GPUs with 99 KiB of shared memory hold.
-template <Stored W>
-constexpr int kStages = W == Stored::kInt4 ? 2 : 3;
+// Of bf16 GPUs with 99 KiB of shared memory hold as many.
+constexpr int kStages = 3;
 
-static_assert(kBlockOuts<Stored::kInt4> * kTurnVectors % kThreads == 0);
-static_assert(kBlockRows * kTurnVectors % kThreads == 0);
+static_assert(kBlockOuts<Stored::kBf16> * kTurnVectors % kThreads == 0);
+static_assert(kBlockRows<Stored::kInt8> * kXVectors<Stored::kInt8> % kThreads == 0);
 
 template <Stored W>
 struct Stage {
   uint4 w[kBlockOuts<W>][kTurnVectors];
-  uint4 x[kBlockRows][kXVectors<W>];
+  uint4 x[kBlockRows<W>][kXVectors<W>];
 };
 
 // Where vector `at` of row `row` lies.
@@ -99,7 +100,7 @@ __device__ void Load(const GemvArgs& args, const Corner& corner, int byte, Stage
   }
   const int64_t first = int64_t{byte} / kVectorBytes * kElements<W>;
 #pragma unroll
-  for (int copy = 0; copy < kBlockRows * kXVectors<W> / kThreads; ++copy) {
+  for (int copy = 0; copy < kBlockRows<W> * kXVectors<W> / kThreads; ++copy) {
     const int i = copy * kThreads + static_cast<int>(threadIdx.x);
     const int row = i / kXVectors<W>, v = i % kXVectors<W>;
     const int64_t x_row = min(corner.row + row, args.rows - 1);
@@ -108,7 +109,7 @@ __device__ void Load(const GemvArgs& args, const Corner& corner, int byte, Stage
     const uint16_t* from =
         static_cast<const uint16_t*>(args.x) + x_row * args.x_stride + (there ? at : 0);
     // Vector (chunk, j, part) of memory, in the order (chunk, part, j).
-    const int j = v / kParts<W> % 4, piece = v / (4 * kParts<W>) * kParts<W> + v % kParts<W>;
+    const int j = v / kParts<W> % 4, piece = v / (4 * kParts<W>)*kParts<W> + v % kParts<W>;
     CopyAsyncIf(there, &stage->x[row][Place(row, piece * 4 + j)], from);
   }
 }
@@ -123,8 +124,8 @@ __device__ void Multiply(const GemvArgs& args,
   constexpr int kPieces = kGroupChunks<W> * kParts<W>;  // vectors of x, of a lane and a group
   constexpr bool kHoldsX = W == Stored::kBf16;          // for all out features of the warp
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, r = lane / 4, j = lane % 4;
-  const int w_row = warp % kWarpsAlongOuts * kOutTiles<W> * kTileOuts + r;
-  const int x_row = warp / kWarpsAlongOuts * kWarpRows + r;
+  const int w_row = warp % kWarpsAlongOuts<W> * kOutTiles<W> * kTileOuts + r;
+  const int x_row = warp / kWarpsAlongOuts<W> * kWarpRows + r;
   // Rows that are a multiple of 8 apart keep their vectors at the same places.
   const auto load_x = [&](int tile, int piece) {
     return stage.x[x_row + tile * kTileRows][Place(r, piece * 4 + j)];
@@ -148,7 +149,8 @@ __device__ void Multiply(const GemvArgs& args,
       for (int n = 0; n < kRowTiles; ++n) {
         float c[4] = {}, d[4] = {};
 #pragma unroll
-        for (int i = 0; i < kPieces; ++i) MultiplyEight(ones, ones, load_x(n, first_piece + i), c, d);
+        for (int i = 0; i < kPieces; ++i)
+          MultiplyEight(ones, ones, load_x(n, first_piece + i), c, d);
         x_sums[n][0] = c[0] + d[0];  // the same in all rows of the tile
         x_sums[n][1] = c[1] + d[1];
       }
@@ -206,8 +208,7 @@ __device__ void Multiply(const GemvArgs& args,
         for (int n = 0; n < kRowTiles; ++n) {
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            sums[m][n][e] =
-                SumGroup<W>(sums[m][n][e], c[n][e], d[n][e], by, e, x_sums[n][e % 2]);
+            sums[m][n][e] = SumGroup<W>(sums[m][n][e], c[n][e], d[n][e], by, e, x_sums[n][e % 2]);
           }
         }
       }
@@ -221,9 +222,8 @@ __device__ void Store(const GemvArgs& args,
                       float scale,
                       const float (&totals)[kOutTiles<W>][kRowTiles][4]) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, r = lane / 4, j = lane % 4;
-  const int64_t first_out =
-      corner.out + warp % kWarpsAlongOuts * kOutTiles<W> * kTileOuts + r;
-  const int first_row = corner.row + warp / kWarpsAlongOuts * kWarpRows + 2 * j;
+  const int64_t first_out = corner.out + warp % kWarpsAlongOuts<W> * kOutTiles<W> * kTileOuts + r;
+  const int first_row = corner.row + warp / kWarpsAlongOuts<W> * kWarpRows + 2 * j;
 #pragma unroll
   for (int m = 0; m < kOutTiles<W>; ++m) {
 #pragma unroll
@@ -248,14 +248,13 @@ __device__ void MultiplyTile(GemvArgs args, const TileBatch& batch) {
   extern __shared__ uint4 raw_shared[];
   auto* stages = reinterpret_cast<Stage<W>*>(raw_shared);
   LetNextStart();
-  const int row_tiles = (args.rows + kBlockRows - 1) / kBlockRows;
+  const int row_tiles = (args.rows + kBlockRows<W> - 1) / kBlockRows<W>;
   const int64_t out_tiles = (args.out_features + kBlockOuts<W> - 1) / kBlockOuts<W>;
   const int64_t band = blockIdx.x / (kBand * out_tiles), in_band = blockIdx.x % (kBand * out_tiles);
   const int first_tile = static_cast<int>(band) * kBand;
   const int tiles = min(kBand, row_tiles - first_tile);
-  const Corner corner = {
-      .out = in_band / tiles * kBlockOuts<W>,
-      .row = (first_tile + static_cast<int>(in_band % tiles)) * kBlockRows};
+  const Corner corner = {.out = in_band / tiles * kBlockOuts<W>,
+                         .row = (first_tile + static_cast<int>(in_band % tiles)) * kBlockRows<W>};
   args.x = static_cast<const uint16_t*>(args.x) + blockIdx.y * batch.x_stride;
   args.weight = static_cast<const std::byte*>(args.weight) + blockIdx.y * batch.weight_stride;
   args.y.data += blockIdx.y * batch.y_stride;
@@ -267,21 +266,21 @@ __device__ void MultiplyTile(GemvArgs args, const TileBatch& batch) {
   int loaded = 0;
   const auto load_next = [&] {
     if (loaded < turns) {
-      Load<W>(args, corner, ahead.byte, &stages[loaded % kStages<W>]);
+      Load<W>(args, corner, ahead.byte, &stages[loaded % kStages]);
       ahead.Next<kSlices>(row_bytes);
     }
     ++loaded;
     CommitCopies();
   };
 #pragma unroll
-  for (int s = 0; s < kStages<W> - 1; ++s) load_next();
+  for (int s = 0; s < kStages - 1; ++s) load_next();
   float sums[kOutTiles<W>][kRowTiles][4] = {}, totals[kOutTiles<W>][kRowTiles][4] = {};
   Turn turn;
   for (int i = 0; i < turns; ++i) {
-    WaitCopies<kStages<W> - 2>();
+    WaitCopies<kStages - 2>();
     __syncthreads();  // the turn is here, and nobody reads the one before any more
     load_next();
-    Multiply<W, kSums>(args, corner, turn.byte, stages[i % kStages<W>], sums);
+    Multiply<W, kSums>(args, corner, turn.byte, stages[i % kStages], sums);
     const int slice = turn.slice;
     turn.Next<kSlices>(row_bytes);
     if (i + 1 < turns && turn.slice == slice) continue;
@@ -315,16 +314,15 @@ __global__ void __launch_bounds__(kThreads, 1) TilesKernel(GemvArgs args, TileBa
 template <Stored W, SumsOf kSums>
 cudaError_t Launch(const GemvArgs& args, const TileBatch& batch, cudaStream_t stream) {
   const auto kernel = TilesKernel<W, kSums>;
-  constexpr size_t kBytes = sizeof(Stage<W>) * kStages<W>;
+  constexpr size_t kBytes = sizeof(Stage<W>) * kStages;
   if (const cudaError_t error = cudaFuncSetAttribute(
           kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes));
       error != cudaSuccess) {
     return error;
   }
-  const int64_t row_tiles = (args.rows + kBlockRows - 1) / kBlockRows;
+  const int64_t row_tiles = (args.rows + kBlockRows<W> - 1) / kBlockRows<W>;
   const int64_t out_tiles = (args.out_features + kBlockOuts<W> - 1) / kBlockOuts<W>;
-  const dim3 grid(static_cast<unsigned>(row_tiles * out_tiles),
-                  static_cast<unsigned>(batch.count));
+  const dim3 grid(static_cast<unsigned>(row_tiles * out_tiles), static_cast<unsigned>(batch.count));
   return LaunchChained(kernel, grid, kThreads, kBytes, stream, args, batch);
 }
 

@@ -19,10 +19,10 @@
 
 namespace lserve {
 
-inline constexpr int kGemvSlices = 8;    // of linear.cu, whose slices add products one by one
-inline constexpr int kSm90Slices = 16;   // of linear_sm90.cu, which adds groups (SumGroup)
-inline constexpr int kTurnChunks = 2;    // vectors of a lane and a row of W
-inline constexpr int kTurnVectors = 8;   // of a row of W
+inline constexpr int kGemvSlices = 8;   // of linear.cu, whose slices add products one by one
+inline constexpr int kSm90Slices = 16;  // of linear_sm90.cu, which adds groups (SumGroup)
+inline constexpr int kTurnChunks = 2;   // vectors of a lane and a row of W
+inline constexpr int kTurnVectors = 8;  // of a row of W
 inline constexpr int kVectorBytes = 16;
 inline constexpr int kVector = 8;  // bf16 elements in 16 bytes
 inline constexpr int kTurnBytes = kTurnVectors * kVectorBytes;
@@ -105,9 +105,7 @@ struct GroupScale {
   float min[2];
 };
 template <Stored W>
-__device__ inline GroupScale LoadScale(const GemvArgs& args,
-                                       const int64_t (&outs)[2],
-                                       int group) {
+__device__ inline GroupScale LoadScale(const GemvArgs& args, const int64_t (&outs)[2], int group) {
   GroupScale to;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
