@@ -11,8 +11,9 @@ namespace lserve {
 
 inline constexpr int kNormRowThreads = 512;
 
-// Products and sums are written out so that no compiler contracts them differently.
-__device__ inline float AddSquares(float sum, const float4& v) {
+// Products and sums are written out so that no compiler contracts them differently. Vectors go by
+// value: through a reference to global memory they are loaded one element at a time.
+__device__ inline float AddSquares(float sum, float4 v) {
   return sum + fmaf(v.w, v.w, fmaf(v.z, v.z, fmaf(v.y, v.y, v.x * v.x)));
 }
 
@@ -34,7 +35,7 @@ __device__ inline float NormScale(float squares, int n, float eps, float* shared
 }
 
 // Four normalised elements as bf16.
-__device__ inline uint2 NormalisedBf16(const float4& v, float scale, const float4& weight) {
+__device__ inline uint2 NormalisedBf16(float4 v, float scale, float4 weight) {
   const __nv_bfloat162 low = __floats2bfloat162_rn(v.x * scale * weight.x, v.y * scale * weight.y);
   const __nv_bfloat162 high = __floats2bfloat162_rn(v.z * scale * weight.z, v.w * scale * weight.w);
   return {reinterpret_cast<const uint32_t&>(low), reinterpret_cast<const uint32_t&>(high)};
