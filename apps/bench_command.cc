@@ -91,6 +91,7 @@ Status BenchEngine(const BenchOptions& options, Report& report) {
   const std::unique_ptr<EngineBench> bench =
       LS_TRY(EngineBench::Create(options.engine.config, std::move(model)));
   LS_TRY(bench->Check(options.tests));
+  for (const std::string& warning : bench->info().warnings) PrintNote(warning);
   const CpuCeilings& ceilings = bench->ceilings();
   const BenchMachine machine = Machine(options, bench->ceiling_meter(), ceilings);
   LS_TRY(report.Line(MachineToJson(machine, &bench->info())));

@@ -183,6 +183,7 @@ Json EngineTestToJson(const EngineTest& test, const CpuCeilings& ceilings) {
       {"bound", Json(prefill ? "flop" : "read")},
       {"ceiling_share", Json(test.share_of(ceilings))},
       {"op_seconds", Json(std::move(ops))},
+      {"selector_seconds", prefill ? Json() : Json(test.selector_seconds)},
       {"pages_visited", prefill ? Json() : Json(test.stats.pages_visited)},
       {"pages_present", prefill ? Json() : Json(test.stats.pages_present)},
       {"prefill_tiles_visited", prefill ? Json(test.stats.prefill_tiles_visited) : Json()},

@@ -110,6 +110,10 @@ void AddMemoryFlags(FlagSet& flags, EngineFlags& out) {
                "attention kernels of a GPU; auto: the newest it has. For comparisons");
   flags.Choice("--cuda-graphs", config.cuda_graphs, {"on", "off"},
                "replay decode steps of a GPU as CUDA graphs. For comparisons");
+  flags.Switch("--batch-invariant", config.batch_invariant,
+               "on a GPU: answers do not depend, in any bit, on what shares their batch nor on the "
+               "chunks of their prompt; prompts take longer (README, Limits). On a CPU that is "
+               "always so");
   flags.Number("--gpu-memory-utilization,--mem-fraction-static", config.gpu_memory_utilization, 0,
                1, "SHARE",
                "share of a GPU's memory that may be filled; the KV cache takes what weights and "

@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "base/clock.h"
 #include "base/strings.h"
 #include "support/engine_runner.h"
 #include "support/random_checkpoint.h"
@@ -128,6 +129,57 @@ TEST_F(CudaEngine, Fp8PagesCostWhatTheyCostTheReference) {
   const double gpu = loss("cuda"), reference = loss("reference");
   EXPECT_GT(reference, 0);
   EXPECT_NEAR(gpu / reference, 1, 0.25);
+}
+
+// Prompts whole and in chunks, alone and in company: rows of a product come 1 to 8192 at a time,
+// and tile lists are chosen for one tile or for many. As engine_exactness_test.cc asks of the CPU.
+TEST_F(CudaEngine, BatchInvariantAnswersDependOnTheRequestAlone) {
+  for (const char* quantization : {"none", "int8", "int4"}) {
+    for (const double threshold : {0.0, 0.8}) {
+      SCOPED_TRACE(StrCat("weights ", quantization, ", prefill threshold ", threshold));
+      EngineConfig config = Config();
+      config.batch_invariant = true;
+      config.quantization = quantization;
+      config.attention.prefill_threshold = threshold;
+      config.attention.prefill_min_position = 0;
+      const std::unique_ptr<Engine> whole = MakeEngine(config);
+      const std::vector<Answer> together = RunAll(*whole, Requests(false));
+      config.max_num_batched_tokens = 136;
+      const std::unique_ptr<Engine> chunked = MakeEngine(config);
+      std::vector<Request> alone = Requests(false);
+      for (size_t i = 0; i < alone.size(); ++i) {
+        const Answer answer = RunOne(*chunked, std::move(alone[i]));
+        EXPECT_EQ(answer.stats.tile_selections > 0, threshold > 0 && i > 0);
+        EXPECT_EQ(answer.tokens.size(), 70u) << answer.error.message();
+        EXPECT_EQ(answer.tokens, together[i].tokens) << "request " << i;
+        EXPECT_TRUE(SameBits(answer.prompt_logits, together[i].prompt_logits)) << "request " << i;
+        EXPECT_TRUE(SameBits(answer.token_logits, together[i].token_logits)) << "request " << i;
+      }
+    }
+  }
+}
+
+// By the GPU's clock, in graphs and without; and never longer than all steps together.
+TEST_F(CudaEngine, SaysHowLongPagesWereChosen) {
+  for (const char* graphs : {"on", "off"}) {
+    SCOPED_TRACE(graphs);
+    EngineConfig config = Config();
+    config.cuda_graphs = graphs;
+    const std::unique_ptr<Engine> engine = MakeEngine(config);
+    EXPECT_EQ(engine->selector_seconds(), 0);
+    Request dense = Requests(false)[2];
+    dense.attention = AttentionSettings{.mode = AttentionMode::kDense};
+    RunOne(*engine, std::move(dense));
+    EXPECT_EQ(engine->selector_seconds(), 0);
+    const Stopwatch watch;
+    const Answer answer = RunOne(*engine, std::move(Requests(false)[2]));
+    EXPECT_GT(answer.stats.selections, 1);
+    const double once = engine->selector_seconds();
+    EXPECT_GT(once, 0);
+    EXPECT_LT(once, watch.seconds());
+    RunOne(*engine, std::move(Requests(false)[2]));
+    EXPECT_GT(engine->selector_seconds(), once);
+  }
 }
 
 }  // namespace

@@ -26,6 +26,9 @@ struct EngineConfig {
   std::string kernels = "auto";
   // on, off: a GPU replays decode steps as CUDA graphs; off for comparisons, results are the same.
   std::string cuda_graphs = "on";
+  // On a GPU: the same logits whatever shares a request's batch, and however its prompt is cut into
+  // chunks. Elsewhere that is always so. Costs time in prompts (ADR 0034).
+  bool batch_invariant = false;
 
   // Defaults of requests that bring no settings of their own.
   AttentionSettings attention;

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -85,9 +84,9 @@ class Engine {
   KvTierStats disk_tier() const;
   // Of all requests so far, running ones included.
   const AuditStats& audit() const;
-  // Time spent in choosing pages for decode; nothing where the device's ops are queued and so have
-  // no time of their own here.
-  std::optional<double> selector_seconds() const;
+  // Time spent in choosing pages for decode: on a GPU by its own clock, up to the last layer but
+  // one that chose. Costs no wait.
+  double selector_seconds() const;
 
   const EngineInfo& info() const;
   const EngineConfig& config() const;

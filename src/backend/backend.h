@@ -41,9 +41,9 @@ class Backend {
 
   // The device's own memory, in bytes; nothing where ops use the system's.
   virtual std::optional<DeviceMemory> Memory() const { return std::nullopt; }
-  // Whether ops are queued and may return before they have run, so that a clock around them says
-  // nothing.
-  virtual bool queues_ops() const { return false; }
+  // What SelectPages has taken so far in all, by the device's own clock, where ops may return
+  // before they have run, so that a clock around them says nothing; else nothing.
+  virtual std::optional<double> selector_seconds() const { return std::nullopt; }
 
   // From here to the next call, the host arrays that ops are given (sequences, ranges, plans,
   // requests) keep their addresses and contents, so that a device copies each of them once and not

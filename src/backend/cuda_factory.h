@@ -11,10 +11,13 @@
 
 namespace lserve {
 
-// `kernels`: auto, sm80 or sm90. `use_graphs`: decode steps are replayed as CUDA graphs.
+struct CudaOptions {
+  std::string kernels = "auto";  // auto, sm80, sm90
+  bool graphs = true;            // decode steps are replayed as CUDA graphs
+  bool batch_invariant = false;  // no row's result depends on the others of its op (ADR 0034)
+};
+
 // kUnsupported for a GPU that is too old, or in a build without CUDA.
-Result<std::unique_ptr<Backend>> MakeCudaBackend(const GpuInfo& gpu,
-                                                 const std::string& kernels,
-                                                 bool use_graphs);
+Result<std::unique_ptr<Backend>> MakeCudaBackend(const GpuInfo& gpu, const CudaOptions& options);
 
 }  // namespace lserve

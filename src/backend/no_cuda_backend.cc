@@ -4,8 +4,7 @@
 namespace lserve {
 
 Result<std::unique_ptr<Backend>> MakeCudaBackend(const GpuInfo& /*gpu*/,
-                                                 const std::string& /*kernels*/,
-                                                 bool /*use_graphs*/) {
+                                                 const CudaOptions& /*options*/) {
   return ProbeGpus().status();
 }
 

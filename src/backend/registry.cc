@@ -18,7 +18,9 @@ Result<std::unique_ptr<Backend>> MakeCuda(const std::string& device, const Backe
   const std::string number = device == "cuda" ? "0" : device.substr(std::string("cuda:").size());
   for (const GpuInfo& gpu : gpus) {
     if (StrCat(gpu.index) == number)
-      return MakeCudaBackend(gpu, config.kernels, config.cuda_graphs);
+      return MakeCudaBackend(gpu, {.kernels = config.kernels,
+                                   .graphs = config.cuda_graphs,
+                                   .batch_invariant = config.batch_invariant});
   }
   return Status(Code::kNotFound, StrCat("--device ", device, ": this machine has ", gpus.size(),
                                         " GPU(s), expected cuda:0 to cuda:", gpus.size() - 1));

@@ -15,6 +15,7 @@ struct BackendConfig {
   std::string cpu_isa = "auto";  // auto, generic, avx2, avx512, avx512bf16
   std::string kernels = "auto";  // of a GPU: auto, sm80, sm90
   bool cuda_graphs = true;       // decode steps are replayed as CUDA graphs
+  bool batch_invariant = false;  // of a GPU: no row's result depends on the others of its op
 };
 
 Result<std::unique_ptr<Backend>> MakeBackend(const BackendConfig& config);

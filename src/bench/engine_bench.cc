@@ -60,6 +60,8 @@ class TestBuilder {
     other_.push_back(other);
   }
 
+  void AddSelector(double seconds) { selector_.push_back(seconds); }
+
   // `tokens`: of one sample, of all sequences.
   void Finish(double tokens, EngineTest* test) const {
     test->seconds = seconds_;
@@ -74,10 +76,11 @@ class TestBuilder {
       test->op_seconds[kind] = Summarize(ops_[kind]).median;
     }
     test->other_seconds = Summarize(other_).median;
+    if (!selector_.empty()) test->selector_seconds = Summarize(selector_).median;
   }
 
  private:
-  std::vector<double> seconds_, cores_, attention_share_, flop_, bytes_, other_;
+  std::vector<double> seconds_, cores_, attention_share_, flop_, bytes_, other_, selector_;
   std::vector<double> ops_[kNumOpKinds];
 };
 
@@ -137,6 +140,7 @@ Result<EngineBench::Sample> EngineBench::RunBatch(std::vector<Request> requests,
   Sample sample;
   std::map<RequestId, int64_t> tokens;
   size_t begun = 0;
+  double selector_begin = 0;
   meter_ = {};
   const Stopwatch watch;
   const double processor_begin = ProcessorSeconds();
@@ -156,6 +160,7 @@ Result<EngineBench::Sample> EngineBench::RunBatch(std::vector<Request> requests,
       sample.first_token_seconds = now;
       sample.first_token_processor = processor;
       sample.prefill = std::exchange(meter_, {});
+      selector_begin = engine_->selector_seconds();
     }
     sample.decode_seconds = now - sample.first_token_seconds;
     sample.decode_processor = processor - sample.first_token_processor;
@@ -169,6 +174,7 @@ Result<EngineBench::Sample> EngineBench::RunBatch(std::vector<Request> requests,
     }
   }
   sample.decode = meter_;
+  sample.selector_seconds = engine_->selector_seconds() - selector_begin;
   return sample;
 }
 
@@ -292,6 +298,7 @@ Status EngineBench::RunDepth(const EngineBenchConfig& config,
                                " prompts: raise --kv-cache-bytes, or choose one --attention"));
         }
         builders[a].Add(sample.decode, sample.decode_seconds, sample.decode_processor);
+        builders[a].AddSelector(sample.selector_seconds);
       }
     }
     for (size_t a = 0; a < num_arms; ++a) {

@@ -62,6 +62,8 @@ struct EngineTest {
   double bytes_per_second = 0;
   double op_seconds[kNumOpKinds] = {};
   double other_seconds = 0;  // outside of ops: plans, sampling, counters
+  // Choosing pages for decode, by the engine's own count, which a GPU has as well.
+  double selector_seconds = 0;
 
   // Around the samples: the speed gauge (FLOP/s) before and after each, the highest load average.
   std::vector<double> gauges;
@@ -104,6 +106,7 @@ class EngineBench {
     double decode_seconds = 0;         // from then on
     double first_token_processor = 0;  // processor seconds, as the two above
     double decode_processor = 0;
+    double selector_seconds = 0;  // while decoding
     OpMeter prefill;
     OpMeter decode;
     uint64_t kv_bytes = 0;

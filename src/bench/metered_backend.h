@@ -51,6 +51,7 @@ class MeteredBackend : public Backend {
   Status CopyToDevice(void* device, const void* host, size_t bytes) override;
   Status CopyToHost(void* host, const void* device, size_t bytes) override;
   std::optional<DeviceMemory> Memory() const override { return inner_->Memory(); }
+  std::optional<double> selector_seconds() const override { return inner_->selector_seconds(); }
   void BeginStep() override { inner_->BeginStep(); }
   Status RunStep(const std::function<Status()>& ops) override { return inner_->RunStep(ops); }
   Result<Buffer> ImportConstant(std::span<const std::byte> bytes) override;

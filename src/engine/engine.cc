@@ -757,8 +757,7 @@ KvTierStats Engine::disk_tier() const {
   stats.slow = impl_->archive_.num_slow();
   return stats;
 }
-std::optional<double> Engine::selector_seconds() const {
-  if (impl_->parts_.backend->queues_ops()) return std::nullopt;
+double Engine::selector_seconds() const {
   return impl_->parts_.model->selector_seconds();
 }
 

@@ -287,12 +287,17 @@ Result<EngineParts> BuildEngine(const EngineConfig& given, EngineInputs inputs) 
                                       .num_threads = config.num_threads,
                                       .cpu_isa = config.cpu_isa,
                                       .kernels = config.kernels,
-                                      .cuda_graphs = config.cuda_graphs == "on"}));
+                                      .cuda_graphs = config.cuda_graphs == "on",
+                                      .batch_invariant = config.batch_invariant}));
   LS_TRY(CheckKvDType(kv_dtype, *parts.backend));
   config.max_num_batched_tokens = StepTokens(given, *parts.backend, &warnings);
   parts.config = config;
   const std::string note = parts.backend->format_note(weight_format);
   if (!note.empty()) warnings.push_back(note);
+  if (config.batch_invariant && !parts.backend->Memory()) {
+    warnings.push_back("--batch-invariant changes nothing on " + parts.backend->name() +
+                       ": results never depend on the batch there");
+  }
   if (inputs.wrap_backend) parts.backend = inputs.wrap_backend(std::move(parts.backend));
   if (!inputs.heads && in_memory) inputs.heads = inputs.model->heads;
   const HeadKinds kinds = LS_TRY(ResolveHeadKinds(config, model, inputs.heads, &warnings));

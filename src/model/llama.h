@@ -50,8 +50,11 @@ class LlamaModel {
   static constexpr int kLogitRows = 64;
   Result<ConstMatrix> Logits(std::span<const int32_t> rows);
 
-  // Of all Forward calls, spent in calls that choose pages for decode.
-  double selector_seconds() const { return selector_seconds_; }
+  // Of all Forward calls, spent in choosing pages for decode. On a GPU the last layer that chose is
+  // not in it yet.
+  double selector_seconds() const {
+    return backend_->selector_seconds().value_or(selector_seconds_);
+  }
 
   const ModelConfig& config() const { return config_; }
   size_t weight_bytes() const { return weights_.bytes; }
@@ -72,7 +75,7 @@ class LlamaModel {
   ModelConfig config_;
   Backend* backend_;
   LlamaWeights weights_;
-  double selector_seconds_ = 0;
+  double selector_seconds_ = 0;  // by the host's clock
   RopeFrequencies frequencies_;
 
   // Workspace, [max_rows, ...]; Forward narrows `rows` to the batch.

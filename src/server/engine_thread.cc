@@ -376,7 +376,7 @@ void EngineThread::PublishState() {
   const uint64_t bytes = engine_->kv_bytes_in_use();
   const int64_t preemptions = engine_->num_preemptions();
   const bool has_work = engine_->has_work();
-  const std::optional<double> selector_seconds = engine_->selector_seconds();
+  const double selector_seconds = engine_->selector_seconds();
   const std::lock_guard lock(mutex_);
   state_.selector_seconds = selector_seconds;
   state_.kv_bytes_in_use = bytes;

@@ -306,9 +306,8 @@ std::string Metrics::Render(const EngineSnapshot& engine, int64_t connections) c
   out.Counter("lserve:selections_total", selections_, "Decode steps in which pages were chosen.");
   out.Counter("lserve:logit_copies_total", logit_copies_,
               "Steps whose logits the host had to see to draw a token.");
-  if (engine.selector_seconds)
-    out.Counter("lserve:selector_seconds_total", *engine.selector_seconds,
-                "Time in which pages were chosen.");
+  out.Counter("lserve:selector_seconds_total", engine.selector_seconds,
+              "Time in which pages were chosen.");
   out.Gauge("lserve:streaming_head_share", engine.streaming_head_share,
             "Share of the KV heads that read a window only.");
   out.Add(audit_);

@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <map>
 #include <mutex>
-#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -35,7 +34,7 @@ struct EngineSnapshot {
   double seconds_since_last_step = 0;  // of a busy engine, also since it became busy
   double streaming_head_share = 0;     // of all KV heads
   // Time in the selection of pages; unset: the device does not tell.
-  std::optional<double> selector_seconds = {};
+  double selector_seconds = 0;
   std::string failure = {};  // why it ended; empty while it runs
 };
 

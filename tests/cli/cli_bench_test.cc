@@ -99,6 +99,10 @@ TEST(CliBench, BothArmsOfAModelAsTableAndJson) {
     EXPECT_LT(Number(line, "attention_share"), 1);
     EXPECT_GT(Number(*line.Find("op_seconds"), "linear"), 0);
     EXPECT_GE(Number(line, "load_average"), 0);
+    if (!prefill) {
+      const bool sparse = line.Find("attention")->as_string() == "sparse";
+      EXPECT_EQ(Number(line, "selector_seconds") > 0, sparse);
+    }
     EXPECT_EQ(line.Find("ms_per_token")->is_null(), prefill);
   }
   // The sparse arm really left out pages and tiles, the dense one none.
@@ -109,8 +113,9 @@ TEST(CliBench, BothArmsOfAModelAsTableAndJson) {
 }
 
 TEST(CliBench, AShapeNeedsNoCheckpointAndOneArmIsEnough) {
-  const ProgramResult result = Bench(
-      {"--shape", "100m", "--prompt", "64", "--attention", "dense", "--repeat", "1", "--json"});
+  const ProgramResult result =
+      Bench({"--shape", "100m", "--prompt", "64", "--attention", "dense", "--repeat", "1", "--json",
+             "--device", "cpu", "--batch-invariant"});
   ASSERT_EQ(result.exit_status, 0) << result.err;
   const std::vector<Json> lines = JsonLines(result.out);
   ASSERT_EQ(lines.size(), 2u);
@@ -121,6 +126,7 @@ TEST(CliBench, AShapeNeedsNoCheckpointAndOneArmIsEnough) {
   // The table is for people, and stdout is taken.
   EXPECT_THAT(result.err, HasSubstr("100m (random weights)"));
   EXPECT_EQ(TableRows(result.err).size(), 1u);
+  EXPECT_THAT(result.err, HasSubstr("note: --batch-invariant changes nothing on cpu"));
 }
 
 void ExpectFailure(int status, const std::vector<std::string>& arguments, const std::string& part) {

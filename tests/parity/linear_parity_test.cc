@@ -140,7 +140,8 @@ class LinearParity : public testing::TestWithParam<SubjectAndWeight> {
   // at most. They point either way, but for weights and inputs that are all the same.
   double Tolerance(const LinearCase& c, bool all_same = false) const {
     const double exact = LinearTolerance(c, type());
-    const bool streams = subject().name == "cuda_sm90" && c.rows <= 64 && c.in % 8 == 0;
+    const bool streams = subject().config.kernels == "sm90" && c.in % 8 == 0 &&
+                         (c.rows <= 64 || subject().is_batch_invariant());
     if (!subject().is_cuda() || !type().is_quantised() || streams) return exact;
     const double terms = static_cast<double>(c.in + 2);
     return exact + 0x1p-8 * (all_same ? 1.01 * terms : std::sqrt(terms));
@@ -211,13 +212,13 @@ TEST_P(LinearParity, EqualsTheReferenceForAnyNumberOfRows) {
 // What few rows of a decoding batch give does not depend on the batch; larger products are
 // cuBLAS's, whose kernels change with the number of rows.
 TEST_P(LinearParity, BitsOfFewRowsDependOnTheRowAlone) {
-  if (!subject().is_cuda()) return;  // held to more below
+  if (subject().is_batch_invariant()) return;  // held to more below
   if (!HasWeights()) return;
   const std::unique_ptr<Backend> backend = Make(subject());
   for (const int64_t in : {97, 512}) {
     // bf16 in whole vectors: tiles of tensor cores, up to 32 rows; codes on Hopper, up to 64.
     const bool vectors = in % 8 == 0;
-    if (type().is_quantised() && (!vectors || subject().name != "cuda_sm90")) continue;
+    if (type().is_quantised() && (!vectors || subject().config.kernels != "sm90")) continue;
     const int64_t most = type().stored == DType::kBf16 && vectors ? 32 : 8;
     const LinearCase c = {.rows = most, .in = in, .out = 70, .bias = true, .accumulate = true};
     const LinearHarness linear(*backend, type(), c);
@@ -233,7 +234,10 @@ TEST_P(LinearParity, BitsOfFewRowsDependOnTheRowAlone) {
 }
 
 TEST_P(LinearParity, BitsDependOnTheRowAlone) {
-  if (subject().is_cuda()) GTEST_SKIP() << "cuBLAS multiplies many rows; see the test above";
+  if (!subject().is_batch_invariant()) {
+    GTEST_SKIP() << "cuBLAS multiplies many rows; see the test above, and the GPU's other mode";
+  }
+  if (!HasWeights()) return;
   // Several quantization groups and chunks of K for the quantised types.
   const LinearCase c = {.rows = 130,
                         .in = type().is_quantised() ? 417 : 97,
@@ -262,6 +266,27 @@ TEST_P(LinearParity, BitsDependOnTheRowAlone) {
   }
 }
 
+// The same where a GPU has several kernels for it: K in whole vectors and in several turns of each
+// slice of it, rows and out features beside the sizes of tiles, numbers of rows on either side of
+// every change of kernel.
+TEST_P(LinearParity, BitsOfTilesDependOnTheRowAlone) {
+  if (!subject().is_cuda() || !subject().is_batch_invariant() || !HasWeights()) return;
+  const std::unique_ptr<Backend> backend = Make(subject());
+  for (const auto& [in, out] : {std::pair{72, 17}, {520, 200}, {2312, 131}, {8840, 40}}) {
+    const LinearCase c = {.rows = 600, .in = in, .out = out, .bias = true, .accumulate = true};
+    const LinearHarness linear(*backend, type(), c);
+    const std::vector<float> all = linear.Run();
+    for (const int64_t rows : {1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 65, 127, 129, 512}) {
+      for (const int64_t from : {int64_t{0}, rows * 37 % (c.rows - rows + 1), c.rows - rows}) {
+        const std::vector<float> part(all.begin() + from * c.out,
+                                      all.begin() + (from + rows) * c.out);
+        ASSERT_TRUE(SameBits(linear.Run(from, rows), part, c.out))
+            << rows << " rows from " << from << " of " << c.rows << " x " << in << " x " << out;
+      }
+    }
+  }
+}
+
 // Bytes that overflow nothing: the largest codes of either sign in every place, where 16-bit sums
 // of two products would saturate.
 TEST_P(LinearParity, LargestValues) {
@@ -285,6 +310,7 @@ struct FusedCase {
   bool norm = false;
   bool gate = false;
   bool bias = false;
+  bool any_x = false;  // else, with a norm, as follows
 };
 
 // The magnitudes of a row of x are equal, so that its norm is the weight up to its sign and an ulp
@@ -297,7 +323,7 @@ std::vector<float> RunFused(Backend& backend, const WeightType& type, const Fuse
   const LinearWeight weight = backend.PackLinear(parts, c.in, bias, type.format).value();
   std::vector<float> x = RandomFloats(3, c.rows * c.in), norm_weight = RandomFloats(4, c.in);
   for (float& value : norm_weight) value = ToFloat(ToBf16(value));
-  for (int64_t i = 0; i < c.rows * c.in && c.norm; ++i) {
+  for (int64_t i = 0; i < c.rows * c.in && c.norm && !c.any_x; ++i) {
     float& value = x[static_cast<size_t>(i)];
     const int64_t row = i / c.in;
     value = std::copysign(static_cast<float>(row + 1), value);
@@ -330,7 +356,7 @@ TEST_P(LinearParity, JoinedWithItsNeighboursEqualsTheReference) {
   const std::unique_ptr<Backend> backend = Make(subject());
   const std::unique_ptr<Backend> reference = Make(Subjects().front());
   // Host backends call the ops one after another, whatever the shape.
-  const std::vector<int64_t> all_rows = {1, 2, 7, 8, 9, 16, 17, 40}, few_rows = {1, 9};
+  const std::vector<int64_t> all_rows = {1, 2, 7, 8, 9, 16, 17, 40, 70}, few_rows = {1, 9};
   for (const int64_t rows : subject().is_cuda() ? all_rows : few_rows) {
     for (const int64_t in : {64, 520, 2056}) {
       for (const int extras : {1, 2, 3, 7}) {
@@ -354,6 +380,29 @@ TEST_P(LinearParity, JoinedWithItsNeighboursEqualsTheReference) {
   }
 }
 
+// The norm of few rows is computed within the product, of more as they are rounded; the gate too.
+TEST_P(LinearParity, BitsOfRowsJoinedWithTheirNeighboursDependOnTheRowAlone) {
+  if (!subject().is_batch_invariant() || !HasWeights()) return;
+  const std::unique_ptr<Backend> backend = Make(subject());
+  for (const int64_t in : {76, 520, 2056}) {
+    FusedCase c = {.rows = subject().is_cuda() ? 200 : 20, .in = in, .out = 44, .any_x = true};
+    for (const bool gate : {false, true}) {
+      c.norm = c.bias = true;
+      c.gate = gate;
+      const int64_t all_rows = c.rows, width = c.out;
+      const std::vector<float> all = RunFused(*backend, type(), c);
+      for (const int64_t rows : {1, 2, 8, 9, 17, 33, 64, 65, 129}) {
+        if (rows >= all_rows) break;
+        FusedCase part = c;
+        part.rows = rows;
+        ASSERT_TRUE(SameBits(RunFused(*backend, type(), part),
+                             {all.begin(), all.begin() + rows * width}, width))
+            << rows << " of " << all_rows << " rows, K " << in << (gate ? ", gate" : "");
+      }
+    }
+  }
+}
+
 // An input element changed by a little more than one step of its format (127 codes, here for
 // values up to 1) moves the result beyond the tolerance.
 TEST(LinearParityCases, PlantedErrorsAreCaught) {
@@ -369,7 +418,7 @@ TEST(LinearParityCases, PlantedErrorsAreCaught) {
 
 INSTANTIATE_TEST_SUITE_P(All,
                          LinearParity,
-                         testing::Combine(testing::ValuesIn(Subjects()),
+                         testing::Combine(testing::ValuesIn(SubjectsAndModes()),
                                           testing::ValuesIn(kWeightTypes)),
                          [](const auto& test) {
                            return StrCat(std::get<0>(test.param).name, "_",

@@ -31,6 +31,8 @@ struct Subject {
 
   bool is_reference() const { return config.device == "reference"; }
   bool is_cuda() const { return config.device == "cuda"; }
+  // Whether a row's bits never depend on the rows beside it.
+  bool is_batch_invariant() const { return !is_cuda() || config.batch_invariant; }
   // Masks and lists do not depend on it; the reference's time does.
   int small_head_dim() const { return is_cuda() ? 32 : 16; }
   // The GPU's attention kernels are made for these; other backends take any.
@@ -63,6 +65,18 @@ inline std::vector<Subject> Subjects() {
     const BackendConfig cuda = {.device = "cuda", .kernels = kernels};
     if (!MakeBackend(cuda).ok()) continue;
     subjects.push_back({.name = StrCat("cuda_", kernels), .config = cuda, .rounds_weights = true});
+  }
+  return subjects;
+}
+
+// And the GPU in the mode in which it multiplies many rows by kernels of its own.
+inline std::vector<Subject> SubjectsAndModes() {
+  std::vector<Subject> subjects = Subjects();
+  for (const Subject& subject : Subjects()) {
+    if (!subject.is_cuda()) continue;
+    subjects.push_back(subject);
+    subjects.back().name += "_invariant";
+    subjects.back().config.batch_invariant = true;
   }
   return subjects;
 }

@@ -359,7 +359,7 @@ TEST(TileParityCases, PlantedErrorsAreCaught) {
 
 INSTANTIATE_TEST_SUITE_P(All,
                          TileParity,
-                         testing::ValuesIn(WithKvTypes(Subjects())),
+                         testing::ValuesIn(WithKvTypes(SubjectsAndModes())),
                          SubjectTypeName);
 
 }  // namespace

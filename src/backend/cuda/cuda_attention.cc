@@ -343,6 +343,7 @@ Status CudaBackend::SelectPages(const SelectPagesParams& params) {
     args.max_candidates = std::max(args.max_candidates, last - first);
     args.max_pages = std::max(args.max_pages, request.num_pages);
   }
+  args.clock = selector_timer_.clock();
   constexpr int kStep = 64;  // as SplitsOf()
   args.max_candidates = RoundUp(args.max_candidates, kStep);
   args.max_pages = RoundUp(args.max_pages, kStep);
@@ -429,16 +430,34 @@ Status CudaBackend::SelectTilesRound(SelectTilesArgs args, float scale) {
   args.scores = reinterpret_cast<float*>(at += parts * scratch.queries);
   args.row_stats = reinterpret_cast<float2*>(at + parts * scratch.scores);
   LS_CUDA(LaunchCopyTiles(args, stream_));
-  // cuBLAS is column-major: scores^T = keys queries^T, with rows of both as columns.
   const int columns = args.max_tiles * kTileEstimateRows;
   const int rows = args.num_requests * args.layer.group * kTileEstimateRows;
   const int inner = kTileStride * args.layer.head_dim;
-  const float zero = 0;
-  LS_CUBLAS(cublasGemmStridedBatchedEx(
-      cublas_, CUBLAS_OP_T, CUBLAS_OP_N, columns, rows, inner, &scale, args.keys, CUDA_R_16BF,
-      inner, int64_t{columns} * inner, args.queries, CUDA_R_16BF, inner, int64_t{rows} * inner,
-      &zero, args.scores, CUDA_R_32F, columns, int64_t{rows} * columns, args.num_slots,
-      CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+  if (options_.batch_invariant) {
+    const TileBatch batch = {
+        .count = args.num_slots,
+        .x_stride = int64_t{rows} * inner,
+        .weight_stride = int64_t{columns} * inner * static_cast<int64_t>(sizeof(uint16_t)),
+        .y_stride = int64_t{rows} * columns,
+        .scale = scale};
+    LS_CUDA(LaunchTiles({.x = args.queries,
+                         .x_dtype = DType::kBf16,
+                         .x_stride = inner,
+                         .weight = args.keys,
+                         .rows = rows,
+                         .in_features = inner,
+                         .out_features = columns,
+                         .y = {args.scores, columns}},
+                        SumsOf::kGemv, batch, stream_));
+  } else {
+    // cuBLAS is column-major: scores^T = keys queries^T, with rows of both as columns.
+    const float zero = 0;
+    LS_CUBLAS(cublasGemmStridedBatchedEx(
+        cublas_, CUBLAS_OP_T, CUBLAS_OP_N, columns, rows, inner, &scale, args.keys, CUDA_R_16BF,
+        inner, int64_t{columns} * inner, args.queries, CUDA_R_16BF, inner, int64_t{rows} * inner,
+        &zero, args.scores, CUDA_R_32F, columns, int64_t{rows} * columns, args.num_slots,
+        CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+  }
   LS_CUDA(LaunchChooseTiles(args, stream_));
   return Status();
 }

@@ -422,7 +422,7 @@ class Bench {
 
 Status Main(const std::string& kernels, const std::string& json) {
   const GpuInfo gpu = LS_TRY(ProbeGpus()).front();
-  Bench bench(LS_TRY(CudaBackend::Make(gpu, kernels, false)), gpu, json);
+  Bench bench(LS_TRY(CudaBackend::Make(gpu, {.kernels = kernels, .graphs = false})), gpu, json);
   return bench.Run();
 }
 

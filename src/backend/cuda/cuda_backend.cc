@@ -20,15 +20,13 @@ constexpr size_t kCublasWorkspace = size_t{32} << 20;
 
 }  // namespace
 
-Result<std::unique_ptr<Backend>> MakeCudaBackend(const GpuInfo& gpu,
-                                                 const std::string& kernels,
-                                                 bool use_graphs) {
-  return std::unique_ptr<Backend>(LS_TRY(CudaBackend::Make(gpu, kernels, use_graphs)));
+Result<std::unique_ptr<Backend>> MakeCudaBackend(const GpuInfo& gpu, const CudaOptions& options) {
+  return std::unique_ptr<Backend>(LS_TRY(CudaBackend::Make(gpu, options)));
 }
 
 Result<std::unique_ptr<CudaBackend>> CudaBackend::Make(const GpuInfo& gpu,
-                                                       const std::string& kernels,
-                                                       bool use_graphs) {
+                                                       const CudaOptions& options) {
+  const std::string& kernels = options.kernels;
   constexpr int kFirstSupported = 8;  // bf16 tensor cores and cp.async
   if (gpu.compute_major < kFirstSupported) {
     return Status(
@@ -49,11 +47,12 @@ Result<std::unique_ptr<CudaBackend>> CudaBackend::Make(const GpuInfo& gpu,
   LS_CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   cublasHandle_t cublas = nullptr;
   LS_CUBLAS(cublasCreate(&cublas));
-  std::unique_ptr<CudaBackend> backend(new CudaBackend(gpu, chosen, use_graphs, stream, cublas));
+  std::unique_ptr<CudaBackend> backend(new CudaBackend(gpu, chosen, options, stream, cublas));
   LS_CUBLAS(cublasSetStream(cublas, stream));
   // Its own would be allocated within a graph.
   backend->cublas_workspace_ = LS_TRY(AllocateOnDevice(kCublasWorkspace));
   LS_CUBLAS(cublasSetWorkspace(cublas, backend->cublas_workspace_.data.get(), kCublasWorkspace));
+  LS_TRY(backend->selector_timer_.Init(stream));
   return backend;
 }
 
@@ -65,7 +64,8 @@ CudaBackend::~CudaBackend() {
 }
 
 std::string CudaBackend::description() const {
-  return StrCat(Describe(gpu_), ", ", kernels_ == CudaKernels::kSm90 ? "sm90" : "sm80", " kernels");
+  return StrCat(Describe(gpu_), ", ", kernels_ == CudaKernels::kSm90 ? "sm90" : "sm80", " kernels",
+                options_.batch_invariant ? ", batch invariant" : "");
 }
 
 std::optional<DeviceMemory> CudaBackend::Memory() const {
@@ -126,7 +126,7 @@ Result<std::unique_ptr<KvStore>> CudaBackend::MakeKvStore(const KvLayout& layout
 // The ops are walked twice: first to upload their arrays and to write down what they would launch,
 // then, unless a graph of that exists, to launch it.
 Status CudaBackend::RunStep(const std::function<Status()>& ops) {
-  if (!use_graphs_) return ops();
+  if (!options_.graphs) return ops();
   LS_TRY(uploads_.BeginRecord());
   trace_.Clear();
   tracing_ = true;

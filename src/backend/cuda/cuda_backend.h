@@ -15,7 +15,9 @@
 #include "backend/cuda/device_views.h"
 #include "backend/cuda/host_staging.h"
 #include "backend/cuda/kernels/kernels.h"
+#include "backend/cuda/selector_timer.h"
 #include "backend/cuda/step_graphs.h"
+#include "backend/cuda_factory.h"
 #include "backend/cuda_probe.h"
 
 namespace lserve {
@@ -25,15 +27,13 @@ enum class CudaKernels { kSm80, kSm90 };
 
 class CudaBackend : public Backend {
  public:
-  static Result<std::unique_ptr<CudaBackend>> Make(const GpuInfo& gpu,
-                                                   const std::string& kernels,
-                                                   bool use_graphs);
+  static Result<std::unique_ptr<CudaBackend>> Make(const GpuInfo& gpu, const CudaOptions& options);
   ~CudaBackend() override;
 
   std::string name() const override { return "cuda"; }
   std::string description() const override;
   std::optional<DeviceMemory> Memory() const override;
-  bool queues_ops() const override { return true; }
+  std::optional<double> selector_seconds() const override { return selector_timer_.seconds(); }
 
   // All work is queued here; for benches, which capture it.
   cudaStream_t stream() const { return stream_; }
@@ -78,11 +78,14 @@ class CudaBackend : public Backend {
   Status PageLogSums(const PageLogSumsParams& params) override;
 
  private:
-  CudaBackend(
-      GpuInfo gpu, CudaKernels kernels, bool use_graphs, cudaStream_t stream, cublasHandle_t cublas)
+  CudaBackend(GpuInfo gpu,
+              CudaKernels kernels,
+              CudaOptions options,
+              cudaStream_t stream,
+              cublasHandle_t cublas)
       : gpu_(std::move(gpu)),
         kernels_(kernels),
-        use_graphs_(use_graphs),
+        options_(std::move(options)),
         stream_(stream),
         cublas_(cublas),
         uploads_(stream),
@@ -107,11 +110,13 @@ class CudaBackend : public Backend {
   bool StreamsWeight(const LinearWeight& weight, int64_t rows) const;
   Status MultiplyRows(const LinearParams& params);       // few rows
   Status StreamWeight(const FusedLinearParams& params);  // few rows, on Hopper
-  Status MultiplyMatrix(const LinearParams& params);     // many rows
+  Status MultiplyMatrix(const LinearParams& params);     // many rows, cuBLAS
+  Status MultiplyInTurns(const LinearParams& params);    // many rows, batch invariant
+  Status LaunchTurns(const GemvArgs& args);
 
   GpuInfo gpu_;
   CudaKernels kernels_;
-  bool use_graphs_;
+  CudaOptions options_;
   cudaStream_t stream_;
   cublasHandle_t cublas_;
   Buffer cublas_workspace_;
@@ -119,6 +124,7 @@ class CudaBackend : public Backend {
   HostStaging staging_;  // of weights
   StepGraphs graphs_;
   StepTrace trace_;
+  SelectorTimer selector_timer_;
   bool tracing_ = false;
   bool selected_in_step_ = false;
   Buffer decode_counters_;

@@ -1,4 +1,5 @@
-// Linear on the GPU: weights as stored; few rows by our own kernel at memory speed, many by cuBLAS.
+// Linear on the GPU: weights as stored; few rows by our own kernels at memory speed, many by cuBLAS
+// or, where results must not depend on the batch (ADR 0034), by a kernel of the same sums.
 #include <algorithm>
 
 #include "backend/cuda/cuda_backend.h"
@@ -16,6 +17,9 @@ namespace {
 // the device at a time.
 constexpr int64_t kBlockBytes = int64_t{64} << 20;
 
+// Up to here the kernels of few rows take the rows in turns and read the weight again for each.
+constexpr int64_t kMaxTurnRows = 64;
+
 bool IsQuantised(DType dtype) {
   return dtype == DType::kInt8 || dtype == DType::kInt4;
 }
@@ -28,6 +32,12 @@ int64_t RowsInBlock(int64_t row_bytes) {
 size_t BlockOffset(size_t x_bytes) {
   constexpr size_t kAlignment = 256;
   return RoundUp(x_bytes, kAlignment);
+}
+
+// Whether rows of both operands are whole vectors of 16 bytes of bf16.
+bool InVectors(const GemvArgs& args) {
+  constexpr int64_t kVector = 8;
+  return args.dtype == DType::kBf16 && args.in_features % kVector == 0;
 }
 
 QuantizedRows RowsOf(const LinearWeight& weight, int64_t first_row, int64_t rows) {
@@ -146,7 +156,7 @@ size_t CudaBackend::LinearScratchBytes(const LinearWeight& weight, int64_t rows)
       return BlockOffset(x_bytes) + static_cast<size_t>(block * row_bytes);
     }
     case DType::kF16:
-      return rows > MaxGemvRows(weight.dtype, weight.in_features)
+      return rows > MaxGemvRows(weight.dtype, weight.in_features) && !options_.batch_invariant
                  ? static_cast<size_t>(weight.out_features * weight.in_features) * sizeof(float)
                  : 0;
     default:
@@ -165,15 +175,14 @@ Status CudaBackend::Linear(const LinearParams& params) {
   if (!IsQuantised(w.dtype) && params.x.rows <= MaxGemvRows(w.dtype, w.in_features)) {
     return MultiplyRows(params);
   }
-  return MultiplyMatrix(params);
+  return options_.batch_invariant ? MultiplyInTurns(params) : MultiplyMatrix(params);
 }
 
 // Codes are read again for every few rows rather than made bf16 for cuBLAS: up to 64 rows, that is
 // less to move.
 bool CudaBackend::StreamsWeight(const LinearWeight& weight, int64_t rows) const {
-  constexpr int64_t kMaxCodedRows = 64;
-  const int64_t most = IsQuantised(weight.dtype) ? kMaxCodedRows : MaxSm90GemvRows(weight.dtype);
-  return kernels_ == CudaKernels::kSm90 && rows <= most &&
+  const int64_t most = IsQuantised(weight.dtype) ? kMaxTurnRows : MaxSm90GemvRows(weight.dtype);
+  return kernels_ == CudaKernels::kSm90 && (rows <= most || options_.batch_invariant) &&
          HasSm90Gemv(weight.dtype, weight.in_features);
 }
 
@@ -186,7 +195,8 @@ Status CudaBackend::FusedLinear(const FusedLinearParams& params) {
   return StreamWeight(params);
 }
 
-// The norm joins the product where that reads float x, and else the rounding of x.
+// The norm joins the product where that reads float x, and else the rounding of x. Many rows are
+// multiplied in tiles, with the same bits, and their gate is an op of its own.
 Status CudaBackend::StreamWeight(const FusedLinearParams& params) {
   const LinearParams& linear = params.linear;
   const LinearWeight& w = *linear.weight;
@@ -219,8 +229,8 @@ Status CudaBackend::StreamWeight(const FusedLinearParams& params) {
     args.x_dtype = DType::kBf16;
     args.x_stride = w.in_features;
   }
-  if (Noted(x.data, x.stride, args.x, args.weight, rows, y.data, y.stride, args.accumulate, norm,
-            eps, args.gate)) {
+  if (Noted(x.data, x.stride, args.x, args.weight, rows, y.data, y.stride, linear.y.data,
+            linear.y.stride, args.accumulate, norm, eps, args.gate)) {
     return Status();
   }
   if (rounds && norm != nullptr) {
@@ -228,6 +238,16 @@ Status CudaBackend::StreamWeight(const FusedLinearParams& params) {
         LaunchRmsNormToBf16(x, norm, eps, rows, static_cast<int>(w.in_features), rounded, stream_));
   } else if (rounds) {
     LS_CUDA(LaunchRoundToBf16(x, rows, w.in_features, rounded, stream_));
+  }
+  if (rows > kMaxTurnRows) {
+    LS_CHECK(rounds);
+    args.gate = false;
+    args.y = View(linear.y);
+    LS_CUDA(LaunchTiles(args, SumsOf::kGemvSm90, {}, stream_));
+    if (params.gate) {
+      LS_CUDA(LaunchSiluMul(View(params.gate->x), rows, params.gate->y.cols, y, stream_));
+    }
+    return Status();
   }
   const int64_t most = MaxSm90GemvRows(w.dtype);
   for (int64_t first = 0; first < rows; first += most) {
@@ -272,6 +292,71 @@ Status CudaBackend::MultiplyRows(const LinearParams& params) {
                               stream_));
   }
   LS_CUDA(LaunchGemv(args, stream_));
+  return Status();
+}
+
+// Any number of rows with the sums of MultiplyRows(): bf16 in tiles, other types a few rows at a
+// time; a quantised weight is bf16 for a while, as in MultiplyMatrix().
+Status CudaBackend::MultiplyInTurns(const LinearParams& params) {
+  const LinearWeight& w = *params.weight;
+  const bool quantised = IsQuantised(w.dtype), rounds = quantised || w.dtype == DType::kBf16;
+  const ConstMatrixView x = View(params.x);
+  const MatrixView y = View(params.y);
+  std::byte* scratch = LS_TRY(linear_scratch_.Get(LinearScratchBytes(w, params.x.rows), stream_));
+  if (Noted(x.data, x.stride, scratch, w.data.data.get(), params.x.rows, y.data, y.stride,
+            params.accumulate)) {
+    return Status();
+  }
+  GemvArgs args = {.x = x.data,
+                   .x_dtype = DType::kF32,
+                   .x_stride = x.stride,
+                   .weight = w.data.data.get(),
+                   .dtype = quantised ? DType::kBf16 : w.dtype,
+                   .bias = w.bias.as<float>(),
+                   .rows = static_cast<int>(params.x.rows),
+                   .in_features = w.in_features,
+                   .out_features = w.out_features,
+                   .y = y,
+                   .accumulate = params.accumulate};
+  if (rounds) {
+    LS_CUDA(LaunchRoundToBf16(x, params.x.rows, w.in_features, reinterpret_cast<uint16_t*>(scratch),
+                              stream_));
+    args.x = scratch;
+    args.x_dtype = DType::kBf16;
+    args.x_stride = w.in_features;
+  }
+  if (!quantised) return LaunchTurns(args);
+  const size_t x_bytes = static_cast<size_t>(params.x.rows * w.in_features) * sizeof(uint16_t);
+  std::byte* block = scratch + BlockOffset(x_bytes);
+  const int64_t block_rows = RowsInBlock(w.in_features * static_cast<int64_t>(sizeof(uint16_t)));
+  for (int64_t row = 0; row < w.out_features; row += block_rows) {
+    const QuantizedRows rows = RowsOf(w, row, std::min(block_rows, w.out_features - row));
+    LS_CUDA(LaunchDequantizeRows(rows, w.dtype == DType::kInt4, reinterpret_cast<uint16_t*>(block),
+                                 stream_));
+    GemvArgs part = args;
+    part.weight = block;
+    part.out_features = rows.rows;
+    part.y.data += row;
+    if (args.bias != nullptr) part.bias += row;
+    LS_TRY(LaunchTurns(part));
+  }
+  return Status();
+}
+
+Status CudaBackend::LaunchTurns(const GemvArgs& args) {
+  const int most = MaxGemvRows(args.dtype, args.in_features);
+  if (args.rows > most && InVectors(args)) {
+    LS_CUDA(LaunchTiles(args, SumsOf::kGemv, {}, stream_));
+    return Status();
+  }
+  const int64_t row_bytes = args.x_stride * BitsOf(args.x_dtype) / 8;
+  for (int first = 0; first < args.rows; first += most) {
+    GemvArgs turn = args;
+    turn.rows = std::min(most, args.rows - first);
+    turn.x = static_cast<const std::byte*>(args.x) + first * row_bytes;
+    turn.y.data += first * args.y.stride;
+    LS_CUDA(LaunchGemv(turn, stream_));
+  }
   return Status();
 }
 

@@ -6,6 +6,7 @@
 
 #include "backend/cuda/kernels/kernels.h"
 #include "backend/cuda/kernels/launch.cuh"
+#include "backend/cuda/kernels/norm.cuh"
 #include "backend/cuda/kernels/numbers.cuh"
 
 namespace lserve {
@@ -37,18 +38,10 @@ __device__ float BlockSum(float x, float* shared) {
   return sum;
 }
 
-__device__ void Store(float x, float* to) {
-  *to = x;
-}
-__device__ void Store(float x, __nv_bfloat16* to) {
-  *to = __float2bfloat16_rn(x);
-}
-
 // One block per slice of a row, whose first elements wait in registers between the two passes. The
 // weight, which is on its way from memory, is asked for before x is ready.
-template <class Out>
 __global__ void RmsNormKernel(
-    ConstMatrixView x, const float* weight, float eps, int n, Out* y, int64_t y_stride) {
+    ConstMatrixView x, const float* weight, float eps, int n, MatrixView y) {
   LetNextStart();
   constexpr int kHeld = 4;
   const int step = static_cast<int>(blockDim.x);
@@ -61,7 +54,7 @@ __global__ void RmsNormKernel(
   WaitForPrevious();
   __shared__ float shared[kNormThreads / kWarp];
   const float* from = x.data + blockIdx.x * x.stride + int64_t{blockIdx.y} * n;
-  Out* to = y + blockIdx.x * y_stride + int64_t{blockIdx.y} * n;
+  float* to = y.data + blockIdx.x * y.stride + int64_t{blockIdx.y} * n;
   float squares = 0;
 #pragma unroll
   for (int h = 0; h < kHeld; ++h) {
@@ -76,10 +69,54 @@ __global__ void RmsNormKernel(
 #pragma unroll
   for (int h = 0; h < kHeld; ++h) {
     const int i = h * step + static_cast<int>(threadIdx.x);
-    if (i < n) Store(values[h] * scale * weights[h], to + i);
+    if (i < n) to[i] = values[h] * scale * weights[h];
   }
-  for (int i = kHeld * step + threadIdx.x; i < n; i += step) {
-    Store(from[i] * scale * weight[i], to + i);
+  for (int i = kHeld * step + threadIdx.x; i < n; i += step) to[i] = from[i] * scale * weight[i];
+}
+
+// One block per row, which holds its first elements between the two passes, in few registers, so
+// that it starts beside a block of the product before it. `n` is a multiple of 4.
+__global__ void __launch_bounds__(kNormRowThreads, 3)
+    RmsNormToBf16Kernel(ConstMatrixView x, const float* weight, float eps, int n, uint16_t* y) {
+  LetNextStart();
+  __shared__ float shared[kNormRowThreads / kWarp];
+  constexpr int kHeld = 2;
+  constexpr int kStep = 4 * kNormRowThreads;
+  const int first = 4 * static_cast<int>(threadIdx.x);
+  const auto load = [](const float* at) {
+    if (reinterpret_cast<uintptr_t>(at) % sizeof(float4) == 0) {
+      return *reinterpret_cast<const float4*>(at);
+    }
+    return float4{at[0], at[1], at[2], at[3]};
+  };
+  float4 held[kHeld], weights[kHeld];
+#pragma unroll
+  for (int h = 0; h < kHeld; ++h) {
+    weights[h] = first + h * kStep < n ? load(weight + first + h * kStep) : float4{};
+  }
+  WaitForPrevious();
+  const float* from = x.data + blockIdx.x * x.stride;
+  uint16_t* to = y + int64_t{blockIdx.x} * n;
+#pragma unroll
+  for (int h = 0; h < kHeld; ++h) {
+    held[h] = first + h * kStep < n ? load(from + first + h * kStep) : float4{};
+  }
+  float squares = 0;
+#pragma unroll
+  for (int h = 0; h < kHeld; ++h) squares = AddSquares(squares, held[h]);
+  for (int i = first + kHeld * kStep; i < n; i += kStep) {
+    squares = AddSquares(squares, load(from + i));
+  }
+  const float scale = NormScale(squares, n, eps, shared, [] { __syncthreads(); });
+  const auto store = [&](int i, const float4& v, const float4& by) {
+    *reinterpret_cast<uint2*>(to + i) = NormalisedBf16(v, scale, by);
+  };
+#pragma unroll
+  for (int h = 0; h < kHeld; ++h) {
+    if (first + h * kStep < n) store(first + h * kStep, held[h], weights[h]);
+  }
+  for (int i = first + kHeld * kStep; i < n; i += kStep) {
+    store(i, load(from + i), load(weight + i));
   }
 }
 
@@ -191,8 +228,8 @@ cudaError_t LaunchRmsNorm(ConstMatrixView x,
                           cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
   const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(groups));
-  return LaunchChained(RmsNormKernel<float>, grid, BlockFor(n, kNormThreads), 0, stream, x, weight,
-                       eps, n, y.data, y.stride);
+  return LaunchChained(RmsNormKernel, grid, BlockFor(n, kNormThreads), 0, stream, x, weight, eps, n,
+                       y);
 }
 
 cudaError_t LaunchRmsNormToBf16(ConstMatrixView x,
@@ -203,9 +240,9 @@ cudaError_t LaunchRmsNormToBf16(ConstMatrixView x,
                                 uint16_t* y,
                                 cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
-  return LaunchChained(RmsNormKernel<__nv_bfloat16>, dim3(static_cast<unsigned>(rows)),
-                       BlockFor(n, kNormThreads), 0, stream, x, weight, eps, n,
-                       reinterpret_cast<__nv_bfloat16*>(y), int64_t{n});
+  if (n % 4 != 0) return cudaErrorInvalidValue;
+  return LaunchChained(RmsNormToBf16Kernel, dim3(static_cast<unsigned>(rows)), kNormRowThreads, 0,
+                       stream, x, weight, eps, n, y);
 }
 
 cudaError_t LaunchPickLargest(

@@ -34,7 +34,8 @@ cudaError_t LaunchRmsNorm(ConstMatrixView x,
                           int n,
                           MatrixView y,
                           cudaStream_t stream);
-// As bf16, packed: [rows, n]. One group.
+// As bf16, packed: [rows, n], n a multiple of 4, with the bits of a norm that joins
+// LaunchGemvSm90() (kernels/norm.cuh). One group.
 cudaError_t LaunchRmsNormToBf16(ConstMatrixView x,
                                 const float* weight,
                                 float eps,
@@ -140,6 +141,25 @@ constexpr int MaxSm90GemvRows(DType weight) {
 bool GemvSm90RoundsX(ConstMatrixView x, int64_t rows, int64_t in_features);
 cudaError_t LaunchGemvSm90(const GemvArgs& args, int multiprocessors, cudaStream_t stream);
 
+// --- linear_tiles.cu
+// Any number of rows with the bits that LaunchGemv() or LaunchGemvSm90() give each of them
+// (kernels/sums.cuh). x is bf16, whole vectors of 16 bytes; no norm, no gate. kInt8 and kInt4
+// weights: kGemvSm90.
+enum class SumsOf { kGemv, kGemvSm90 };
+// Products of the same shape, side by side: the distances of their operands, for x in elements, for
+// the weight in bytes, for y in floats. y is the product times `scale`.
+struct TileBatch {
+  int count = 1;
+  int64_t x_stride = 0;
+  int64_t weight_stride = 0;
+  int64_t y_stride = 0;
+  float scale = 1;
+};
+cudaError_t LaunchTiles(const GemvArgs& args,
+                        SumsOf sums,
+                        const TileBatch& batch,
+                        cudaStream_t stream);
+
 // --- append_kv.cu
 // Consecutive tokens of one sequence in one page.
 struct AppendPiece {
@@ -240,6 +260,14 @@ cudaError_t LaunchDecodeAttention(const AttentionArgs& args,
                                   cudaStream_t stream);
 
 // --- select_pages.cu
+// Adds up the time between the first block of a selection and its last one, by the GPU's clock. One
+// selection runs at a time.
+struct SelectorClock {
+  uint64_t begin = 0;             // of the selection that runs or ran last, in ns
+  uint64_t end = 0;               // of the latest of its blocks that have ended
+  uint64_t total = 0;             // of those before it
+  uint64_t* published = nullptr;  // `total`, in the host's memory
+};
 struct PageSelect {
   int sequence = 0;
   int query_row = 0;
@@ -259,6 +287,7 @@ struct SelectPagesArgs {
   ConstMatrixView q = {};
   float scale = 0;
   float* scores = nullptr;  // [num_requests, num_slots, group, max_candidates] scratch
+  SelectorClock* clock = nullptr;
 };
 size_t SelectPagesScratchBytes(const SelectPagesArgs& args);
 cudaError_t LaunchSelectPages(const SelectPagesArgs& args, cudaStream_t stream);

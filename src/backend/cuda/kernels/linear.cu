@@ -16,16 +16,16 @@
 #include "backend/cuda/kernels/launch.cuh"
 #include "backend/cuda/kernels/mma.cuh"
 #include "backend/cuda/kernels/numbers.cuh"
+#include "backend/cuda/kernels/sums.cuh"
 
 namespace lserve {
 namespace {
 
 constexpr int kWarp = 32;
-constexpr int kWarpsPerBlock = 8;
+constexpr int kWarpsPerBlock = kGemvSlices;
 constexpr int kThreads = kWarp * kWarpsPerBlock;
-constexpr int kVector = 8;                // bf16 elements in 16 bytes
 constexpr int kChunk = 32;                // of K: what the vectors of four lanes cover
-constexpr int kChunks = 2;                // a warp's turn
+constexpr int kChunks = kTurnChunks;      // a warp's turn
 constexpr int kDepth = kChunk * kChunks;  // in elements of K
 constexpr int kTileOuts = 16;
 constexpr int kTileRows = 8;

@@ -27,20 +27,20 @@
 #include "backend/cuda/kernels/kernels.h"
 #include "backend/cuda/kernels/launch.cuh"
 #include "backend/cuda/kernels/mma.cuh"
+#include "backend/cuda/kernels/norm.cuh"
 #include "backend/cuda/kernels/numbers.cuh"
+#include "backend/cuda/kernels/sums.cuh"
 #include "backend/cuda/kernels/wgmma.cuh"
 
 namespace lserve {
 namespace {
 
 constexpr int kWarp = 32;
-constexpr int kWarps = 16;  // that multiply
+constexpr int kWarps = kSm90Slices;  // that multiply
 constexpr int kConsumers = kWarps * kWarp;
 constexpr int kThreads = kConsumers + kWarp;
-constexpr int kVector = 8;  // bf16 elements in 16 bytes
-constexpr int kVectorBytes = 16;
-constexpr int kChunks = 2;  // vectors of a lane, a stage and a row of W
-constexpr int kStageBytes = kWarps * kChunks * 4 * kVectorBytes;  // of a row
+constexpr int kChunks = kTurnChunks;
+constexpr int kStageBytes = kWarps * kTurnBytes;  // of a row
 constexpr int kTileOuts = 16;
 constexpr int kHalfTile = kTileOuts / 2;
 constexpr int kTileRows = 8;
@@ -48,16 +48,10 @@ constexpr int kRowPitch = kStageBytes + 64;  // bytes
 constexpr int kStages = 5;
 constexpr size_t kMaxXBytes = size_t{32} << 10;
 constexpr int kConsumerBarrier = 1;
+static_assert(kConsumers == kNormRowThreads);
 
-enum class Stored { kBf16, kInt8, kInt4 };
-
-// Elements of W in 16 bytes.
 template <Stored W>
-constexpr int kElements = W == Stored::kBf16   ? 8
-                          : W == Stored::kInt8 ? 16
-                                               : 32;
-template <Stored W>
-constexpr int kWarpDepth = kChunks * 4 * kElements<W>;  // elements of K
+constexpr int kWarpDepth = kTurnVectors* kElements<W>;  // elements of K
 template <Stored W>
 constexpr int kStageDepth = kWarps* kWarpDepth<W>;
 
@@ -97,19 +91,13 @@ __device__ int64_t OutFeature(const GemvArgs& args, int64_t tile, int i) {
   return min(column, width - 1) + (kGate ? i / kHalfTile * width : 0);
 }
 
-template <Stored W>
-__device__ int64_t RowBytes(const GemvArgs& args) {
-  return W == Stored::kBf16 ? args.in_features * static_cast<int64_t>(sizeof(uint16_t))
-                            : WeightRowBytes(W == Stored::kInt4, args.in_features);
-}
-
 // A warp; each of 16 lanes copies a row of every stage.
 template <Stored W, bool kGate>
 __device__ void Produce(const GemvArgs& args, int64_t tiles, Shared& shared) {
   const int lane = threadIdx.x % kWarp;
   if (lane >= kTileOuts) return;
   constexpr unsigned kLanes = (1u << kTileOuts) - 1;
-  const int row_bytes = static_cast<int>(RowBytes<W>(args));
+  const int row_bytes = static_cast<int>(RowBytes<W>(args.in_features));
   const uint64_t policy = EvictFirst();
   int step = 0;
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
@@ -124,19 +112,6 @@ __device__ void Produce(const GemvArgs& args, int64_t tiles, Shared& shared) {
       CopyBytes(shared.ring[stage][lane], row + at, bytes, policy, &shared.full[stage]);
     }
   }
-}
-
-__device__ float ConsumerSum(float x, float* shared) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    x += __shfl_xor_sync(0xffffffffu, x, offset);
-  }
-  SyncConsumers();  // the last sum has been read
-  if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = x;
-  SyncConsumers();
-  float sum = 0;
-#pragma unroll
-  for (int warp = 0; warp < kWarps; ++warp) sum += shared[warp];
-  return sum;
 }
 
 // x as bf16 in shared memory, normalised if args.norm says so (RmsNormParams).
@@ -157,24 +132,16 @@ __device__ void StoreX(const GemvArgs& args, Shared& shared) {
     if (args.norm != nullptr) {
       float squares = 0;
 #pragma unroll
-      for (int h = 0; h < kHeld; ++h) {
-        squares += held[h].x * held[h].x + held[h].y * held[h].y + held[h].z * held[h].z +
-                   held[h].w * held[h].w;
-      }
+      for (int h = 0; h < kHeld; ++h) squares = AddSquares(squares, held[h]);
       for (int i = 4 * static_cast<int>(threadIdx.x) + kHeld * kStep; i < in; i += kStep) {
-        const float4 v = *reinterpret_cast<const float4*>(from + i);
-        squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+        squares = AddSquares(squares, *reinterpret_cast<const float4*>(from + i));
       }
-      const float mean = ConsumerSum(squares, shared.squares) / static_cast<float>(in);
-      scale = 1.0f / sqrtf(mean + args.eps);
+      scale = NormScale(squares, in, args.eps, shared.squares, [] { SyncConsumers(); });
     }
     const auto store = [&](int i, float4 v) {
       float4 by = {1, 1, 1, 1};
       if (args.norm != nullptr) by = *reinterpret_cast<const float4*>(args.norm + i);
-      const __nv_bfloat162 low = __floats2bfloat162_rn(v.x * scale * by.x, v.y * scale * by.y);
-      const __nv_bfloat162 high = __floats2bfloat162_rn(v.z * scale * by.z, v.w * scale * by.w);
-      *reinterpret_cast<uint2*>(to + i) = {reinterpret_cast<const uint32_t&>(low),
-                                           reinterpret_cast<const uint32_t&>(high)};
+      *reinterpret_cast<uint2*>(to + i) = NormalisedBf16(v, scale, by);
     };
 #pragma unroll
     for (int h = 0; h < kHeld; ++h) {
@@ -227,84 +194,10 @@ __device__ void StoreTile(const GemvArgs& args,
   }
 }
 
-// Four codes of a word as bf16. 2^23 + code + 128 has the code in its last byte.
-__device__ uint2 FourInt8(uint32_t word) {
-  constexpr float kOffset = 0x1p23f + 128;
-  const uint32_t codes = word ^ 0x80808080u;
-  float values[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    values[i] = __uint_as_float(__byte_perm(codes, 0x4b000000u, 0x7440u + i)) - kOffset;
-  }
-  return {PackBf16(values[0], values[1]), PackBf16(values[2], values[3])};
-}
-
-// Codes 2 i and 2 i + 1 of a word. 0x4300 is 128, whose last bit stands for 1.
-__device__ uint32_t TwoInt4(uint32_t word, int i) {
-  const uint32_t bits = (word >> (4 * i) & 0x000f000fu) | 0x43004300u;
-  const __nv_bfloat162 offset = __floats2bfloat162_rn(128, 128);
-  const __nv_bfloat162 pair = __hsub2(reinterpret_cast<const __nv_bfloat162&>(bits), offset);
-  return reinterpret_cast<const uint32_t&>(pair);
-}
-
-// Elements 8 part .. + 7 of a vector of W, as bf16.
-template <Stored W>
-__device__ uint4 Expand(const uint4& vector, int part) {
-  if constexpr (W == Stored::kBf16) {
-    return vector;
-  } else if constexpr (W == Stored::kInt8) {
-    const uint2 low = FourInt8(part == 0 ? vector.x : vector.z);
-    const uint2 high = FourInt8(part == 0 ? vector.y : vector.w);
-    return {low.x, low.y, high.x, high.y};
-  } else {
-    const uint32_t word = part == 0   ? vector.x
-                          : part == 1 ? vector.y
-                          : part == 2 ? vector.z
-                                      : vector.w;
-    return {TwoInt4(word, 0), TwoInt4(word, 1), TwoInt4(word, 2), TwoInt4(word, 3)};
-  }
-}
-
-// Two sums, so that no product waits for the one before.
-__device__ void MultiplyEight(
-    const uint4& low, const uint4& high, const uint4& x, float (&c)[4], float (&d)[4]) {
-  Mma(c, low.x, high.x, low.y, high.y, x.x, x.y);
-  Mma(d, low.z, high.z, low.w, high.w, x.z, x.w);
-}
-
-// Scale and minimum of a lane's two rows of W in one group.
-struct GroupScale {
-  float scale[2];
-  float min[2];
-};
-template <Stored W>
-__device__ GroupScale LoadScale(const GemvArgs& args, const int64_t (&outs)[2], int group) {
-  GroupScale to;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int64_t at = group * args.out_features + outs[half];
-    if constexpr (W == Stored::kInt4) {
-      const uint32_t bits = __ldg(static_cast<const uint32_t*>(args.scales) + at);
-      to.scale[half] = __uint_as_float(bits << 16);
-      to.min[half] = __uint_as_float(bits & 0xffff0000u);
-    } else {
-      to.scale[half] =
-          __uint_as_float(uint32_t{__ldg(static_cast<const uint16_t*>(args.scales) + at)} << 16);
-      to.min[half] = 0;
-    }
-  }
-  return to;
-}
-
 // kFloatX: x is float and goes through StoreX().
 template <Stored W, int kRowTiles, bool kFloatX, bool kGate>
 __device__ void Consume(const GemvArgs& args, int64_t tiles, Shared& shared) {
-  constexpr int kParts = kElements<W> / kVector;  // vectors of x for one of W
   constexpr bool kQuantised = W != Stored::kBf16;
-  // What is summed before it joins the others: a quantization group, or a stage.
-  constexpr int kGroupChunks = kQuantised ? kQuantGroup / (4 * kElements<W>) : kChunks;
-  constexpr int kGroups = kChunks / kGroupChunks;
-  static_assert(kGroups * kGroupChunks == kChunks);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, r = lane / 4, j = lane % 4;
   const int in = static_cast<int>(args.in_features);
   // The lane's first element of a stage.
@@ -320,8 +213,8 @@ __device__ void Consume(const GemvArgs& args, int64_t tiles, Shared& shared) {
                : uint4{};
   };
   // From global memory x is loaded a stage ahead, since L2 takes longer than a stage's products.
-  uint4 ahead[kFloatX ? 1 : kRowTiles][kChunks][kParts];
-  GroupScale scales[kGroups];
+  uint4 ahead[kFloatX ? 1 : kRowTiles][kChunks][kParts<W>];
+  GroupScale scales[kTurnGroups<W>] = {};
   int64_t outs[2];
   const auto load_ahead = [&](int k) {
     if constexpr (!kFloatX) {
@@ -330,7 +223,7 @@ __device__ void Consume(const GemvArgs& args, int64_t tiles, Shared& shared) {
 #pragma unroll
         for (int c = 0; c < kChunks; ++c) {
 #pragma unroll
-          for (int p = 0; p < kParts; ++p) {
+          for (int p = 0; p < kParts<W>; ++p) {
             ahead[t][c][p] = load_x(t, k + first + c * 4 * kElements<W> + p * kVector);
           }
         }
@@ -338,7 +231,7 @@ __device__ void Consume(const GemvArgs& args, int64_t tiles, Shared& shared) {
     }
     if constexpr (kQuantised) {
 #pragma unroll
-      for (int g = 0; g < kGroups; ++g) {
+      for (int g = 0; g < kTurnGroups<W>; ++g) {
         const int group = (k + warp * kWarpDepth<W>) / kQuantGroup + g;
         scales[g] = LoadScale<W>(args, outs, min(group, last_group));
       }
@@ -367,7 +260,7 @@ __device__ void Consume(const GemvArgs& args, int64_t tiles, Shared& shared) {
         // finite, and x is zero there.
         if (!kQuantised && k + at >= in) low = high = uint4{};
 #pragma unroll
-        for (int p = 0; p < kParts; ++p) {
+        for (int p = 0; p < kParts<W>; ++p) {
           const uint4 low_part = Expand<W>(low, p), high_part = Expand<W>(high, p);
 #pragma unroll
           for (int t = 0; t < kRowTiles; ++t) {
@@ -385,21 +278,14 @@ __device__ void Consume(const GemvArgs& args, int64_t tiles, Shared& shared) {
             }
           }
         }
-        if ((c + 1) % kGroupChunks != 0) continue;
-        const GroupScale& by = scales[c / kGroupChunks];
+        if ((c + 1) % kGroupChunks<W> != 0) continue;
+        const GroupScale& by = scales[c / kGroupChunks<W>];
 #pragma unroll
         for (int t = 0; t < kRowTiles; ++t) {
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            const float sum = group_sums[t][0][e] + group_sums[t][1][e];
-            if constexpr (kQuantised) {
-              sums[t][e] = fmaf(by.scale[e / 2], sum, sums[t][e]);
-            } else {
-              sums[t][e] += sum;
-            }
-            if constexpr (W == Stored::kInt4) {
-              sums[t][e] = fmaf(by.min[e / 2], x_sums[t][0][e] + x_sums[t][1][e], sums[t][e]);
-            }
+            sums[t][e] = SumGroup<W>(sums[t][e], group_sums[t][0][e], group_sums[t][1][e], by, e,
+                                     x_sums[t][0][e] + x_sums[t][1][e]);
 #pragma unroll
             for (int i = 0; i < 2; ++i) group_sums[t][i][e] = x_sums[t][i][e] = 0;
           }

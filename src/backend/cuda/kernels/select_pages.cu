@@ -34,6 +34,19 @@ __device__ float* ScoresOf(const SelectPagesArgs& args, int request, int slot, i
          ((int64_t{request} * num_slots + slot) * args.layer.group + g) * args.max_candidates;
 }
 
+__device__ uint64_t GlobalTime() {
+  uint64_t ns;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
+  return ns;
+}
+
+// When the selection before this one is done: adds what it took, and tells the host.
+__device__ void Begin(SelectorClock* clock) {
+  if (clock->end > clock->begin) clock->total += clock->end - clock->begin;
+  clock->begin = clock->end = GlobalTime();
+  *static_cast<volatile uint64_t*>(clock->published) = clock->total;
+}
+
 // The halves of a pair of bf16 that are positive, or those that are negative.
 __device__ uint32_t KeepSign(uint32_t pair, bool positive) {
   const uint32_t negative = (pair >> 15 & 0x00010001u) * 0xffffu;
@@ -48,6 +61,9 @@ template <int D>
 __global__ void __launch_bounds__(kScoreWarps* kWarp) ScorePagesKernel(SelectPagesArgs args) {
   LetNextStart();
   WaitForPrevious();
+  if (blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0 && threadIdx.x == 0) {
+    Begin(args.clock);
+  }
   const PageSelect& request = args.requests[blockIdx.z];
   const int slot = blockIdx.y, group = args.layer.group;
   const WayView& way = args.layer.ways[0];
@@ -277,6 +293,10 @@ __global__ void __launch_bounds__(kChoiceThreads) ChoosePagesKernel(SelectPagesA
   __syncthreads();
   WriteRuns(bitmap, num_words, 1, request.table, args.layer.ways[0].first_entry + slot,
             cut_shared.sums);
+  // After its last barrier: this thread's share of the runs is as long as any other's.
+  if (threadIdx.x == 0 && args.max_candidates > 0) {
+    atomicMax(reinterpret_cast<unsigned long long*>(&args.clock->end), GlobalTime());
+  }
 }
 
 template <int D>
