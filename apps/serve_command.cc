@@ -22,7 +22,7 @@ bool IsLoopback(const HttpAddress& address) {
 
 // Of whoever brings no settings of their own.
 std::string AttentionText(const AttentionSettings& attention, const EngineInfo& info) {
-  const std::string mode = StrCat("attention ", Name(attention.mode));
+  std::string mode = StrCat("attention ", Name(attention.mode));
   if (attention.mode == AttentionMode::kDense) return mode;
   const std::string dense = StrCat("dense below ", FormatCount(attention.min_context), ", then ");
   return StrCat(mode, ": ", attention.mode == AttentionMode::kAuto ? dense : "",
