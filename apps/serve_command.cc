@@ -20,12 +20,26 @@ bool IsLoopback(const HttpAddress& address) {
          address.host.starts_with("127.");
 }
 
-// What an operator wants to see in the log of a start: where, what, how much.
-void PrintStart(const Server& server, const EngineInfo& info) {
+// Of whoever brings no settings of their own.
+std::string AttentionText(const AttentionSettings& attention, const EngineInfo& info) {
+  std::string mode = StrCat("attention ", Name(attention.mode));
+  if (attention.mode == AttentionMode::kDense) return mode;
+  const std::string dense = StrCat("dense below ", FormatCount(attention.min_context), ", then ");
+  return StrCat(mode, ": ", attention.mode == AttentionMode::kAuto ? dense : "",
+                FormatCount(attention.token_budget), " tokens read per token of an answer, ",
+                info.num_streaming_kv_heads, " of ", info.num_kv_heads, " KV heads stream");
+}
+
+// What an operator wants to see in the log of a start: where, what, how much, and what was chosen
+// where no flag said.
+void PrintStart(const Server& server, const EngineInfo& info, const EngineConfig& config) {
   PrintToStderr(StrCat("lserve: ", info.model, " on ", OneLine(info.device), ", context ",
                        FormatCount(info.max_model_len), " tokens, KV cache ",
                        FormatBytes(info.kv_budget_bytes), " (", info.kv_dtype, "), memory at most ",
                        FormatBytes(info.peak_bytes), "\n"));
+  PrintToStderr(StrCat("lserve: up to ", config.max_num_seqs, " requests at a time in steps of ",
+                       FormatCount(config.max_num_batched_tokens), " tokens, ",
+                       AttentionText(config.attention, info), "\n"));
   PrintToStderr(StrCat("lserve: listening at ", server.address(), "\n"));
 }
 
@@ -60,6 +74,7 @@ int ServeCommand(ServeOptions options) {
   if (!made.ok()) return ReportError(made.status());
   std::unique_ptr<Engine> engine = std::move(made).value();
   const EngineInfo info = engine->info();
+  const EngineConfig in_effect = engine->config();
 
   ServerConfig& config = options.server;
   config.service.default_sampling =
@@ -77,7 +92,7 @@ int ServeCommand(ServeOptions options) {
   std::unique_ptr<Server> server = std::move(started).value();
   for (const std::string& warning : info.warnings) PrintNote(warning);
   if (is_open) PrintNote("anybody who reaches this address may ask; give --api-key-file");
-  PrintStart(*server, info);
+  PrintStart(*server, info, in_effect);
 
   const Status status = server->Run([&] {
     if (TakeHangup()) {

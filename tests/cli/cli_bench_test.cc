@@ -10,6 +10,7 @@
 namespace lserve {
 namespace {
 
+using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
@@ -57,7 +58,8 @@ TEST(CliBench, BothArmsOfAModelAsTableAndJson) {
              "2", "--sparse-token-budget", "512", "--json", file, "--note", "a note"});
   ASSERT_EQ(result.exit_status, 0) << result.err;
   EXPECT_EQ(result.err, "");  // no progress bar: stderr is no terminal
-  EXPECT_THAT(result.out, HasSubstr("ceilings: "));
+  EXPECT_THAT(result.out,
+              ContainsRegex("ceilings: .*f32 FMA [0-9.]+ GFLOP/s.*memory read [0-9.]+ GB/s"));
   EXPECT_THAT(result.out, HasSubstr("12 of 24 KV heads stream"));
   const std::vector<std::string> rows = TableRows(result.out);
   ASSERT_EQ(rows.size(), 6u) << result.out;
@@ -66,6 +68,9 @@ TEST(CliBench, BothArmsOfAModelAsTableAndJson) {
   EXPECT_THAT(rows[1], HasSubstr("| sparse "));
   EXPECT_THAT(rows[2], StartsWith("| tg3 @ d1024 "));
   EXPECT_THAT(rows[5], StartsWith("| tg3 @ d1024 b2 "));
+  // Every row says what share it reached of the ceiling that matters.
+  for (size_t i = 0; i < rows.size(); ++i)
+    EXPECT_THAT(rows[i], ContainsRegex(i < 2 ? "[0-9]% FLOP \\|" : "[0-9]% read \\|"));
   for (const std::string& row : rows) {
     EXPECT_EQ(std::count(row.begin(), row.end(), '|'), 13) << row;
     EXPECT_EQ(row.size(), rows[0].size()) << row;

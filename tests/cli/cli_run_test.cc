@@ -145,6 +145,28 @@ TEST_F(RunTest, MemoryStaysBelowWhatTheStartSays) {
     }
   }
 }
+
+// Fewer bits take less memory from the start of the process to its end: nothing is widened on the
+// way, in prefill or in decode. All three have the same budget, and none fills it.
+TEST_F(RunTest, ASmallerCacheTypeTakesLessMemory) {
+  std::string tokens;
+  constexpr int kTokens = 3000;
+  for (int i = 0; i < kTokens; ++i) tokens += StrCat(i, " ");
+  const std::string file = scratch_.File("tokens.txt", tokens);
+  const auto peak = [&](const char* dtype) {
+    const ProgramResult result = Lserve(
+        {"run", kModel, "--tokens", file, "--max-tokens", "4", "--ignore-eos", "--max-model-len",
+         "4k", "--kv-cache-bytes", "32M", "--attention", "dense", "--kv-cache-dtype", dtype});
+    EXPECT_EQ(result.exit_status, 0) << result.err;
+    return static_cast<double>(result.peak_bytes);
+  };
+  const double bf16 = peak("bf16"), int8 = peak("int8"), int4 = peak("int4");
+  // 24 heads, K and V of 64: half of what a byte less per element comes to, and a quarter of what
+  // half a byte does, since memory comes in pages of up to 2 MiB.
+  constexpr double kElements = 24.0 * 2 * 64 * kTokens;
+  EXPECT_GT(bf16 - int8, kElements / 2);
+  EXPECT_GT(int8 - int4, kElements / 2 / 4);
+}
 #endif
 
 TEST_F(RunTest, QuestionsFromStdinShareTheDocument) {

@@ -151,6 +151,9 @@ class Dockerfile:
             needed |= owners
         for package in sorted(needed - BASE_PACKAGES):
             expect(package in installed, f"deploy/Dockerfile does not install {package}")
+        for package in sorted(installed - needed):
+            expect(not package.startswith("lib"),
+                   f"deploy/Dockerfile installs {package}, which the program is not linked with")
 
 
 def check_kubernetes(files, docker):

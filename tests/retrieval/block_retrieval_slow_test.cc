@@ -34,6 +34,22 @@ TEST_P(BlockRetrieval, NoAnswerIsLost) {
   EXPECT_LT(first.prefill_tiles_visited, all.answers[0].stats.prefill_tiles_visited * 7 / 10);
 }
 
+// With no flag at all. What any text could cost: FirstToken in counted_work_test.cc.
+TEST(FirstToken, WithTheDefaultsLessThanAThirdOfTheTilesAt32k) {
+  const std::unique_ptr<Engine> engine = MakeNeedleEngine("auto");
+  NeedleOptions options;
+  options.num_tokens = 32768;
+  options.seed = 29;
+  options.depths = {0.1, 0.5, 0.9};
+  const Result<NeedleDocument> document = MakeNeedleDocument(*engine->tokenizer(), options);
+  ASSERT_TRUE(document.ok()) << document.status().message();
+  const RetrievalResult result = AskEverything(*engine, document.value(), AttentionSettings());
+  EXPECT_TRUE(result.wrong.empty()) << result.wrong.front();
+  const RequestStats& first = result.answers[0].stats;
+  EXPECT_LT(static_cast<double>(first.prefill_tiles_visited),
+            static_cast<double>(first.prefill_tiles_present) / 3);
+}
+
 INSTANTIATE_TEST_SUITE_P(Lengths,
                          BlockRetrieval,
                          ::testing::Values(8192, 16384, 32768, 65536, 131072),

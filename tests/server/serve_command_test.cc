@@ -18,6 +18,7 @@
 namespace lserve {
 namespace {
 
+using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 
 const char kChat[] = R"({"messages":[{"role":"user","content":"hi"}],"max_tokens":3})";
@@ -36,6 +37,20 @@ TEST(ServeCommandTest, AnswersLogsAndEndsOnSigterm) {
   EXPECT_EQ(server.Wait(), 0) << server.err();
   EXPECT_THAT(server.err(), HasSubstr(R"("path":"/v1/chat/completions","status":200)"));
   EXPECT_EQ(server.err().find("sk-x"), std::string::npos) << "keys are not logged";
+}
+
+// What would one tune? What was chosen is said before the first request.
+TEST(ServeCommandTest, AStartWithoutFlagsSaysWhatWasChosen) {
+  const ServeProcess server({}, {}, ServeProcess::Size::kDefault);
+  ASSERT_GT(server.port(), 0) << server.err();
+  EXPECT_THAT(server.err(),
+              ContainsRegex("lserve: needle on (cpu, (generic|avx2|avx512|avx512bf16), [0-9]+ "
+                            "threads?|cuda.*), context 262,144 tokens, KV cache [0-9.]+ [MGT]iB "
+                            "\\(bf16\\), memory at most [0-9.]+ [MGT]iB\n"));
+  EXPECT_THAT(server.err(),
+              ContainsRegex("lserve: up to 8 requests at a time in steps of (512|8,192) tokens, "
+                            "attention auto: dense below 8,192, then 4,096 tokens read per token "
+                            "of an answer, 12 of 24 KV heads stream\n"));
 }
 
 TEST(ServeCommandTest, ASecondSignalEndsARunningStream) {

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <cstdint>
 #include <cstdlib>
 #include <string>
 #include <string_view>
@@ -17,8 +18,11 @@ namespace lserve {
 // `lserve serve` on a free port; its stderr is read until it listens.
 class ServeProcess {
  public:
-  explicit ServeProcess(std::vector<std::string> more,
-                        const std::vector<std::pair<std::string, std::string>>& environment = {}) {
+  // kSmall: one thread and a cache of 64 MiB. kDefault: what whoever gives no flag has.
+  enum class Size : uint8_t { kSmall, kDefault };
+  explicit ServeProcess(const std::vector<std::string>& more,
+                        const std::vector<std::pair<std::string, std::string>>& environment = {},
+                        Size size = Size::kSmall) {
     int ends[2];
     EXPECT_EQ(pipe(ends), 0);
     pid_ = fork();
@@ -27,8 +31,9 @@ class ServeProcess {
       close(ends[0]);
       for (const auto& [name, value] : environment) setenv(name.c_str(), value.c_str(), 1);
       const std::string model = LS_SOURCE_DIR "/models/needle";
-      std::vector<std::string> arguments = {
-          LS_PROGRAM, "serve", model, "--port", "0", "--threads", "1", "--kv-cache-bytes", "64M"};
+      std::vector<std::string> arguments = {LS_PROGRAM, "serve", model, "--port", "0"};
+      if (size == Size::kSmall)
+        arguments.insert(arguments.end(), {"--threads", "1", "--kv-cache-bytes", "64M"});
       arguments.insert(arguments.end(), more.begin(), more.end());
       std::vector<char*> argv;
       for (std::string& argument : arguments) argv.push_back(argument.data());
