@@ -80,8 +80,8 @@ Status CheckKvDType(DType dtype, const Backend& backend) {
   return Status(
       Code::kUnsupported,
       StrCat("--kv-cache-dtype ", Name(dtype), ": is for GPUs, this is the ", backend.name(),
-             " backend, expected auto, bf16, int8 or int4; use int8, which takes as much "
-             "memory"));
+             " backend, expected auto, bf16, int8 or int4; use --device cuda, or int8, which takes "
+             "as much memory"));
 }
 
 Result<WeightFormat> ParseWeightFormat(const std::string& name) {

@@ -200,6 +200,16 @@ TEST(AppendKvParityCases, PlantedErrorsAreCaught) {
   EXPECT_NE(ToFloat(DequantizeFp8(code, exponent)), ToFloat(DequantizeFp8(code ^ 1, exponent)));
 }
 
+// A type that a backend forgets would else be tested nowhere.
+TEST(KvTypes, AreThoseOfTheBackend) {
+  for (const Subject& subject : Subjects()) {
+    for (const DType dtype : kKvDTypes) {
+      EXPECT_EQ(Make(subject, 1)->has_kv_dtype(dtype), subject.HasKvType(dtype))
+          << subject.name << " " << Name(dtype);
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(All,
                          AppendKvParity,
                          testing::ValuesIn(WithKvTypes(Subjects())),

@@ -33,6 +33,8 @@ struct Subject {
   bool is_cuda() const { return config.device == "cuda"; }
   // Whether a row's bits never depend on the rows beside it.
   bool is_batch_invariant() const { return !is_cuda() || config.batch_invariant; }
+  // What it has to store keys and values as.
+  bool HasKvType(DType dtype) const { return dtype != DType::kFp8 || config.device != "cpu"; }
   // Masks and lists do not depend on it; the reference's time does.
   int small_head_dim() const { return is_cuda() ? 32 : 16; }
   // The GPU's attention kernels are made for these; other backends take any.
@@ -93,13 +95,12 @@ inline void PrintTo(const Subject& subject, std::ostream* os) {
 
 // Suites over subjects, or over subjects x dtypes.
 using SubjectAndType = std::tuple<Subject, DType>;
-// Every element type of the KV cache that the subject has.
+// Every element type of the KV cache that the subject is to have (KvTypes.AreThoseOfTheBackend).
 inline std::vector<SubjectAndType> WithKvTypes(const std::vector<Subject>& subjects) {
   std::vector<SubjectAndType> pairs;
   for (const Subject& subject : subjects) {
-    const std::unique_ptr<Backend> backend = Make(subject, 1);
     for (const DType dtype : kKvDTypes) {
-      if (backend->has_kv_dtype(dtype)) pairs.emplace_back(subject, dtype);
+      if (subject.HasKvType(dtype)) pairs.emplace_back(subject, dtype);
     }
   }
   return pairs;

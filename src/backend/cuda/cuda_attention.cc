@@ -49,7 +49,8 @@ std::vector<int> LongestFirst(const PagePlan& plan) {
   return order;
 }
 
-// Slots whose keys and values stay in the L2 cache together while their queries pass over them.
+// Slots whose keys and values of one sequence, the longest, stay in the L2 cache together while
+// their queries pass over them.
 int SlotsThatFitL2(const KvLayout& layout, PageIdx pages) {
   constexpr size_t kShare = size_t{24} << 20;  // of the 50 MiB of a Hopper
   const size_t slot_bytes = static_cast<size_t>(pages) * layout.ways[0].head_bytes.kv;
@@ -224,36 +225,38 @@ Result<AttentionArgs> CudaBackend::MakeAttentionArgs(const AttentionParams& para
 Status CudaBackend::PrefillAttention(const AttentionParams& params) {
   LS_CHECK(!tracing_) << "prefill in RunStep";
   const PagePlan& plan = *params.plan;
-  PrefillOrder order;
+  for (const PlanRow& row : plan.rows) LS_CHECK_LE(row.num_queries, kTileTokens);
+  AttentionArgs args = LS_TRY(MakeAttentionArgs(params));
+  const auto& store = static_cast<const CudaKvStore&>(*params.store);
+  const PrefillMaps* maps = nullptr;
+  if (kernels_ == CudaKernels::kSm90) maps = LS_TRY(store.Maps(params.layer));
+  if (const void* order = uploads_.Find(&plan); order != nullptr) {
+    args.plan.order = static_cast<const int*>(order);
+  } else {
+    std::vector<int> rows = LongestFirst(plan);
+    if (maps != nullptr) {
+      std::stable_partition(rows.begin(), rows.end(), [&](int row) {
+        return Index(plan.rows[static_cast<size_t>(row)].way) == 0;
+      });
+    }
+    args.plan.order = LS_TRY(uploads_.Upload(std::span<const int>(rows), &plan));
+  }
+  if (maps == nullptr) {
+    LS_CUDA(LaunchPrefillAttention(args, stream_));
+    return Status();
+  }
+  PrefillOrder order = {.heads = args.layer.group};
   PageIdx most_pages = 0;
   for (const PlanRow& row : plan.rows) {
-    LS_CHECK_LE(row.num_queries, kTileTokens);
-    LS_CHECK_LE(row.first_position, kMaxPrefillTokens - kTileTokens);
+    LS_CHECK_LE(row.first_position, kMaxSm90PrefillTokens - kTileTokens);
     ++order.rows[Index(row.way)];
     most_pages = std::max(most_pages, row.newest.last);
   }
-  AttentionArgs args = LS_TRY(MakeAttentionArgs(params));
-  if (const void* rows = uploads_.Find(&plan); rows != nullptr) {
-    args.plan.order = static_cast<const int*>(rows);
-  } else {
-    std::vector<int> rows_by_way = LongestFirst(plan);
-    std::stable_partition(rows_by_way.begin(), rows_by_way.end(), [&](int row) {
-      return Index(plan.rows[static_cast<size_t>(row)].way) == 0;
-    });
-    args.plan.order = LS_TRY(uploads_.Upload(std::span<const int>(rows_by_way), &plan));
-  }
-  if (kernels_ == CudaKernels::kSm90) {
-    const auto& store = static_cast<const CudaKvStore&>(*params.store);
-    const PrefillMaps* maps = LS_TRY(store.Maps(params.layer));
-    if (maps != nullptr) {
-      order.slots_at_once = SlotsThatFitL2(store.layout(), most_pages);
-      std::byte* next_item = LS_TRY(attention_scratch_.Get(sizeof(int), stream_));
-      LS_CUDA(LaunchPrefillAttentionSm90(args, *maps, order, reinterpret_cast<int*>(next_item),
-                                         stream_));
-      return Status();
-    }
-  }
-  LS_CUDA(LaunchPrefillAttention(args, stream_));
+  for (int w = 0; w < kNumWays; ++w) order.slots[w] = args.layer.ways[w].num_slots;
+  order.slots_at_once = SlotsThatFitL2(store.layout(), most_pages);
+  std::byte* next_item = LS_TRY(attention_scratch_.Get(sizeof(int), stream_));
+  LS_CUDA(
+      LaunchPrefillAttentionSm90(args, *maps, order, reinterpret_cast<int*>(next_item), stream_));
   return Status();
 }
 

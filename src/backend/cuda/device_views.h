@@ -56,7 +56,7 @@ struct PlanView {
   const PlanRow* rows = nullptr;
   const PageRun* runs = nullptr;
   const SelectionTable* selections = nullptr;
-  const int* order = nullptr;  // [num_rows], the longest first
+  const int* order = nullptr;  // [num_rows], the longest first; for sm90's prefill way after way
   int num_rows = 0;
 };
 

@@ -10,6 +10,7 @@
 #include <span>
 
 #include "backend/cuda/device_views.h"
+#include "backend/prefill_order.h"
 #include "backend/token_draw.h"
 #include "tensor/dtype.h"
 
@@ -208,20 +209,10 @@ struct PrefillMaps {
   CUtensorMap keys[kNumWays];    // (element of 64, token, part of head_dim, slot, page)
   CUtensorMap values[kNumWays];  // (token, element, slot, page)
 };
-// The order of a prefill's items: way after way, of a way slots_at_once slots after the others, of
-// those row after row as plan.order says, of a row slot after slot and then its query heads.
-struct PrefillOrder {
-  int rows[kNumWays] = {};  // plan.order begins with those of way 0
-  int slots_at_once = 1;
-
-  // `units` of query heads per slot.
-  __host__ __device__ int NumItems(int way, int num_slots, int units) const {
-    return rows[way] * ((num_slots + slots_at_once - 1) / slots_at_once * slots_at_once) * units;
-  }
-};
 bool HasSm90Prefill(DType dtype, int head_dim);
-// A sequence is at most so long. `next_item`: scratch for a counter.
-inline constexpr int kMaxPrefillTokens = 1 << 30;
+// Positions are below this there.
+inline constexpr int kMaxSm90PrefillTokens = 1 << 30;
+// plan.order holds rows as `order` counts them. `next_item`: scratch for a counter.
 cudaError_t LaunchPrefillAttentionSm90(const AttentionArgs& args,
                                        const PrefillMaps& maps,
                                        const PrefillOrder& order,

@@ -70,7 +70,7 @@ __device__ inline uint32_t QuantCode(float x, __half2 q, int levels) {
 
 // The exponent for values up to `largest`.
 __device__ inline uint8_t Fp8ExponentOf(float largest) {
-  constexpr int kLeast = -100 + 127;
+  constexpr int kLeast = -100 + 127;  // kLeastFp8Exponent of backend/kv_quant.h
   return static_cast<uint8_t>(max(static_cast<int>(__float_as_uint(largest) >> 23) - 7, kLeast));
 }
 

@@ -89,20 +89,13 @@ __device__ uint16_t* Swizzled(uint16_t (*rows)[kRowElements], int row, int colum
   return &rows[row][(column / 8 ^ row % 8) * 8 + column % 8];
 }
 
-// Item i in `item`; false if there is none of this number: the last slots of a way may be fewer
-// than are taken at once, and a row may be of one slot only.
+// Item i in `item`; false if there is none of this number, or its row is of another slot only.
 __device__ bool FindItem(const AttentionArgs& args, const PrefillOrder& order, int i, Item* item) {
-  const int group = args.layer.group;
-  const int first_way = order.NumItems(0, args.layer.ways[0].num_slots, group);
-  const int way = i < first_way ? 0 : 1;
-  if (way == 1) i -= first_way;
-  const int per_row = order.slots_at_once * group, per_section = order.rows[way] * per_row;
-  const int slot = i / per_section * order.slots_at_once + i % per_row / group;
-  if (slot >= args.layer.ways[way].num_slots) return false;
-  const int row_index = i % per_section / per_row + (way == 0 ? 0 : order.rows[0]);
+  const auto [exists, way, row_index, slot, head] = order.At(i);
+  if (!exists) return false;
   const PlanRow row = args.plan.rows[args.plan.order[row_index]];
   if (row.slot != kAllSlots && row.slot != slot) return false;
-  *item = {row, way, slot, args.layer.ways[way].heads[slot] * group + i % group, false};
+  *item = {row, way, slot, args.layer.ways[way].heads[slot] * args.layer.group + head, false};
   return true;
 }
 
@@ -170,8 +163,7 @@ __device__ void Produce(const AttentionArgs& args,
                         const PrefillOrder& order,
                         int* next_item,
                         Shared<D>& shared) {
-  const int num_items = order.NumItems(0, args.layer.ways[0].num_slots, args.layer.group) +
-                        order.NumItems(1, args.layer.ways[1].num_slots, args.layer.group);
+  const int num_items = order.NumItems();
   int i = static_cast<int>(blockIdx.x);
   Turn<kItemBuffers> next;
   const auto announce = [&] {
@@ -244,12 +236,11 @@ __device__ void LoadQueries(const AttentionArgs& args, int thread, Shared<D>& sh
   }
 }
 
-// Zeroes V of keys that were never written: memory past the last token may hold anything, and
-// 0 * NaN is NaN. Both warpgroups write the same zeros.
+// Zeroes V of keys that were never written, in a buffer that is full: memory past the last token
+// may hold anything, and 0 * NaN is NaN. Both warpgroups write the same zeros.
 template <int D>
 __device__ void ClearUnwritten(
-    const Step& step, int last_position, int group, Turn<kValueStages> turn, Shared<D>& shared) {
-  Wait(&shared.v_full[turn.buffer], turn.parity);
+    const Step& step, int last_position, int group, int buffer, Shared<D>& shared) {
   for (int page = 0; page < kStepPages; ++page) {
     const PageIdx index = step.pages[page];
     if (index == PageCursor::kEnd && page > 0) continue;  // a copy of the first: cleared with it
@@ -259,8 +250,8 @@ __device__ void ClearUnwritten(
     const int count = kPageTokens - written;
     for (int i = threadIdx.x % kGroupThreads; i < D * count; i += kGroupThreads) {
       const int d = i / count, token = written + i % count;
-      *Swizzled(shared.v[turn.buffer][page], d, token) = 0;
-      if (twice) *Swizzled(shared.v[turn.buffer][1], d, token) = 0;
+      *Swizzled(shared.v[buffer][page], d, token) = 0;
+      if (twice) *Swizzled(shared.v[buffer][1], d, token) = 0;
     }
   }
   FenceAsync();
@@ -273,7 +264,7 @@ __device__ void ReleaseByWarp(uint64_t* empty) {
   if (threadIdx.x % kWarp == 0) Arrive(empty);
 }
 
-// A warpgroup's view of one item. Positions fit 31 bits (LaunchPrefillAttentionSm90).
+// A warpgroup's view of one item. Positions are below kMaxSm90PrefillTokens.
 struct Rows {
   int first = 0;          // position of the warpgroup's first query
   int last_position = 0;  // of the item's last query
@@ -286,8 +277,8 @@ struct Rows {
   __device__ Rows(const AttentionArgs& args, const PlanRow& row, int group)
       : first(static_cast<int>(row.first_position) + group * kGroupQueries),
         last_position(static_cast<int>(row.first_position) + row.num_queries - 1),
-        sink_end(static_cast<int>(min(row.sink_end, int64_t{kMaxPrefillTokens}))),
-        window(static_cast<int>(min(row.window, int64_t{kMaxPrefillTokens}))),
+        sink_end(static_cast<int>(min(row.sink_end, int64_t{kMaxSm90PrefillTokens}))),
+        window(static_cast<int>(min(row.window, int64_t{kMaxSm90PrefillTokens}))),
         scale_log2(args.scale * kLog2E),
         full_end((first + 1) / kPageTokens),
         sink_pages(sink_end / kPageTokens) {
@@ -484,7 +475,7 @@ __device__ void Attend(const AttentionArgs& args,
     const Step next_pages = shared.steps[key.buffer];
     Wait(&shared.v_full[value.buffer], value.parity);
     // Not between the products: a branch there makes the compiler wait for each.
-    if (tail) ClearUnwritten(pages, rows.last_position, group, value, shared);
+    if (tail) ClearUnwritten(pages, rows.last_position, group, value.buffer, shared);
     Pin(s);
     Pin(out);
     WgmmaFence();
@@ -509,7 +500,7 @@ __device__ void Attend(const AttentionArgs& args,
   ReleaseByWarp(&shared.q_empty[buffer]);
 
   Wait(&shared.v_full[value.buffer], value.parity);
-  if (tail) ClearUnwritten(pages, rows.last_position, group, value, shared);
+  if (tail) ClearUnwritten(pages, rows.last_position, group, value.buffer, shared);
   Pin(out);
   WgmmaFence();
   QueueOutput<D>(p, Descriptor(shared.v[value.buffer]), out);
@@ -593,8 +584,7 @@ cudaError_t Launch(const AttentionArgs& args,
   if (error != cudaSuccess) return error;
   error = cudaMemsetAsync(next_item, 0, sizeof(int), stream);
   if (error != cudaSuccess) return error;
-  const int num_items = order.NumItems(0, args.layer.ways[0].num_slots, args.layer.group) +
-                        order.NumItems(1, args.layer.ways[1].num_slots, args.layer.group);
+  const int num_items = order.NumItems();
   if (num_items == 0) return cudaSuccess;
   const int blocks = min(num_sms, num_items);
   kernel<<<static_cast<unsigned>(blocks), kThreads, kSharedBytes, stream>>>(args, maps, order,
