@@ -27,20 +27,24 @@ int NumPages(const PagePlan& plan, const PlanRow& row, int selected) {
   return pages;
 }
 
-int MostPages(const PagePlan& plan, const PlanRow& row) {
-  int listed = row.newest.first;
-  if (row.selection != kNoSelection) {
-    const int most = plan.selections[static_cast<size_t>(row.selection)].max_pages;
-    if (most > 0) listed = std::min(listed, most);
-  }
-  return NumPages(plan, row, listed);
+// Of `pages` those that the list of a row may hold.
+int Listable(const PagePlan& plan, const PlanRow& row, int pages) {
+  if (row.selection == kNoSelection) return pages;
+  const int most = plan.selections[static_cast<size_t>(row.selection)].max_pages;
+  return most > 0 ? std::min(pages, most) : pages;
 }
 
-// Rows by falling number of pages (a list is taken for a quarter of what it chooses from), so that
-// short ones fill the end of the grid.
+int MostPages(const PagePlan& plan, const PlanRow& row) {
+  return NumPages(plan, row, Listable(plan, row, row.newest.first));
+}
+
+// Rows by falling number of pages (a list is taken for a quarter of what it chooses from, or all
+// it may hold), so that short ones fill the end of the grid.
 std::vector<int> LongestFirst(const PagePlan& plan) {
   std::vector<int> costs;
-  for (const PlanRow& row : plan.rows) costs.push_back(NumPages(plan, row, row.newest.first / 4));
+  for (const PlanRow& row : plan.rows) {
+    costs.push_back(NumPages(plan, row, Listable(plan, row, row.newest.first / 4)));
+  }
   std::vector<int> order(plan.rows.size());
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
@@ -384,6 +388,7 @@ Status CudaBackend::SelectTiles(const SelectTilesParams& params) {
                         .sink_tiles = request.sink_tiles,
                         .newest_tiles = request.newest_tiles,
                         .threshold = request.threshold,
+                        .max_listed_tiles = request.max_listed_tiles,
                         .table = request.table});
   }
   const int num_slots = args.layer.ways[Index(Way::kRetrieval)].num_slots;
