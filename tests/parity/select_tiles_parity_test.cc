@@ -309,8 +309,10 @@ TEST_P(TileParity, ReadsNoMoreThanAllowed) {
   const std::vector<float> q(static_cast<size_t>(kTileTokens * shape.q_cols()), 1.0f);
   for (const int most : {1, 2, 33, 34, 39, 40, 41, kAllTiles}) {
     SCOPED_TRACE(most);
-    const auto lists = cache.SelectTiles(
-        q, {{.first_position = 79 * 128, .threshold = 0.95, .max_listed_tiles = most}})[0];
+    const auto lists = cache.SelectTiles(q, {{.first_position = 79 * 128,
+                                              .threshold = 0.95,
+                                              .max_listed_tiles = most,
+                                              .table = {}}})[0];
     // The 40 odd tiles have all the weight; the last one and the sink are read anyway.
     std::vector<int> expected = {0};
     for (int tile = 1; tile < 78 && static_cast<int>(expected.size()) < most; tile += 2) {
