@@ -264,7 +264,8 @@ class Yardstick {
   void Print(int tokens, std::vector<double> loaded, std::vector<double> rested, double error) {
     const auto at = [](std::vector<double>& times, double share) {
       std::sort(times.begin(), times.end());
-      return times[static_cast<size_t>(share * static_cast<double>(times.size() - 1) + 0.5)];
+      const double last = static_cast<double>(times.size() - 1);
+      return times[static_cast<size_t>(std::lround(share * last))];
     };
     const double flop = 4.0 * kHeadDim * kQHeads * tokens * tokens / 2;
     const double median = at(loaded, 0.5), rested_median = at(rested, 0.5);

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <functional>
@@ -46,7 +47,8 @@ enum class Protocol : uint8_t { kLoaded, kLoadedAndRested };
 // The sample below which `share` of `samples` lie.
 double Percentile(std::vector<double>& samples, double share) {
   std::sort(samples.begin(), samples.end());
-  return samples[static_cast<size_t>(share * static_cast<double>(samples.size() - 1) + 0.5)];
+  const double last = static_cast<double>(samples.size() - 1);
+  return samples[static_cast<size_t>(std::lround(share * last))];
 }
 
 class Bench {
