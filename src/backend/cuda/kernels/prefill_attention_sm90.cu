@@ -9,8 +9,8 @@
 // Pipeline: the producer copies K and V of a step by TMA into one of three buffers for K and one of
 // two for V; "full" and "empty" barriers hand them over. The queries of the
 // next item, and its first keys, arrive while this one is computed. A consumer queues
-// S' = Q K'^T of the next step and O += P V of this one (wgmma), and computes the softmax of S' in
-// registers while the second product runs; the other warpgroup's products fill what is left.
+// S' = Q K'^T of the next step and O += P V of this one (wgmma), then computes the softmax of S' in
+// registers while the other warpgroup's products run.
 //
 // Shared memory, D = 128: Q 2 x 32 KiB, K 3 x 32 KiB, V 2 x 32 KiB. FLOPs per step and block: 8.4
 // M, against 64 KiB from L2. Registers: S 64, P 32, O 64 of 216.
@@ -52,9 +52,16 @@ struct Item {
   bool end = false;  // there is no such item: stop
 };
 
+// What the producer says of a step, so that consumers find it in one word: to look at the pages
+// themselves took an eighth of a step, between its products.
+enum StepFlag : uint32_t {
+  kLastStep = 1,     // of its item
+  kUnwritten = 2,    // V has rows past the last token
+  kMaskedFirst = 4,  // some query of warpgroup g does not see all of it: kMaskedFirst << g
+};
 struct Step {
   PageIdx pages[kStepPages];  // kEnd where there is none
-  bool last;                  // of its item
+  uint32_t flags;
 };
 
 template <int D>
@@ -84,6 +91,19 @@ struct Turn {
   }
 };
 
+// A record in shared memory, for all lanes, read by the one that hands the record's place back
+// (ReleaseByWarp): then the write after it is ordered behind every read.
+template <class T>
+__device__ T ReadByWarp(const T& record) {
+  static_assert(sizeof(T) % sizeof(uint32_t) == 0);
+  uint32_t words[sizeof(T) / sizeof(uint32_t)] = {};
+  if (threadIdx.x % kWarp == 0) memcpy(words, &record, sizeof(T));
+  for (uint32_t& word : words) word = __shfl_sync(0xffffffffu, word, 0);
+  T value;
+  memcpy(&value, words, sizeof(T));
+  return value;
+}
+
 // Element (row, column) of a matrix of swizzled rows.
 __device__ uint16_t* Swizzled(uint16_t (*rows)[kRowElements], int row, int column) {
   return &rows[row][(column / 8 ^ row % 8) * 8 + column % 8];
@@ -109,6 +129,48 @@ struct StepTurns {
   }
 };
 
+// A warpgroup's view of one item. Positions are below kMaxSm90PrefillTokens.
+struct Rows {
+  int first = 0;          // position of the warpgroup's first query
+  int last_position = 0;  // of the item's last query
+  int sink_end = 0, window = 0;
+  float scale_log2 = 0;
+  // Pages of which every query sees every key: those before full_end, but for [sink_pages,
+  // window_page).
+  PageIdx full_end = 0, sink_pages = 0, window_page = 0;
+
+  __device__ Rows(const AttentionArgs& args, const PlanRow& row, int group)
+      : first(static_cast<int>(row.first_position) + group * kGroupQueries),
+        last_position(static_cast<int>(row.first_position) + row.num_queries - 1),
+        sink_end(static_cast<int>(min(row.sink_end, int64_t{kMaxSm90PrefillTokens}))),
+        window(static_cast<int>(min(row.window, int64_t{kMaxSm90PrefillTokens}))),
+        scale_log2(args.scale * kLog2E),
+        full_end((first + 1) / kPageTokens),
+        sink_pages(sink_end / kPageTokens) {
+    const int last = first + kGroupQueries - 1;
+    window_page = last < window ? 0 : (last - window) / kPageTokens + 1;
+  }
+  __device__ bool SeeAll(PageIdx page) const {
+    return page < full_end && (page < sink_pages || page >= window_page);
+  }
+};
+
+// Of the step with these pages, but for kLastStep.
+__device__ uint32_t FlagsOf(const Rows (&rows)[kConsumers], const PageIdx (&pages)[kStepPages]) {
+  uint32_t flags = 0;
+  for (const PageIdx page : pages) {
+    // A second page that is a copy of the first is cleared with it.
+    const PageIdx written = page == PageCursor::kEnd ? pages[0] : page;
+    if (written == PageCursor::kEnd || (written + 1) * kPageTokens - 1 > rows[0].last_position) {
+      flags |= kUnwritten;
+    }
+    for (int group = 0; group < kConsumers; ++group) {
+      if (page == PageCursor::kEnd || !rows[group].SeeAll(page)) flags |= kMaskedFirst << group;
+    }
+  }
+  return flags;
+}
+
 // Copies K and V of an item's pages, step by step. `ahead` is called once, when as many steps as
 // keys have stages, or all, are on their way.
 template <int D, class Ahead>
@@ -121,6 +183,8 @@ __device__ void ProduceSteps(const AttentionArgs& args,
   const WayView& way = args.layer.ways[item.way];
   const PageId* table = args.sequences[item.row.sequence].pages[item.way];
   const int way_index = item.way, slot = item.slot;
+  static_assert(kConsumers == 2);
+  const Rows rows[kConsumers] = {Rows(args, item.row, 0), Rows(args, item.row, 1)};
   PageCursor cursor(PagesOf(args.plan, item.row, way.first_entry + slot));
   PageIdx first = cursor.Next();
   int step = 0;
@@ -135,7 +199,9 @@ __device__ void ProduceSteps(const AttentionArgs& args,
     if (step == kKeyStages) ahead();
     const auto [k, k_parity] = turns.key;
     Wait(&shared.k_empty[k], k_parity ^ 1);
-    shared.steps[k] = {{first, second}, last};
+    Step& record = shared.steps[k];
+    record = {{first, second}, last ? kLastStep : 0u};
+    record.flags |= FlagsOf(rows, record.pages);
     ArriveAndExpect(&shared.k_full[k], sizeof(shared.k[k]));
     for (int page = 0; page < kStepPages; ++page) {
       for (int part = 0; part < Shared<D>::kParts; ++part) {
@@ -212,9 +278,8 @@ __device__ void LoadQueries(const AttentionArgs& args, int thread, Shared<D>& sh
   const bool aligned = HasAlignedRows(args.q.data, args.q.stride);
   for (Turn<kItemBuffers> turn;; turn.Advance()) {
     Wait(&shared.item_full[turn.buffer], turn.parity);
-    const Item& item = shared.items[turn.buffer];
-    const bool end = item.end;
-    if (!end) {
+    const Item item = ReadByWarp(shared.items[turn.buffer]);
+    if (!item.end) {
       const int num_queries = item.row.num_queries;
       const float* q = args.q.data + item.row.first_query * args.q.stride + item.q_head * D;
       // What a thread loads at once has to cover the latency of memory: with a fourth of the bytes
@@ -232,7 +297,7 @@ __device__ void LoadQueries(const AttentionArgs& args, int thread, Shared<D>& sh
     }
     __syncwarp();
     if (thread % kWarp == 0) Arrive(&shared.q_full[turn.buffer]);
-    if (end) return;
+    if (item.end) return;
   }
 }
 
@@ -264,43 +329,15 @@ __device__ void ReleaseByWarp(uint64_t* empty) {
   if (threadIdx.x % kWarp == 0) Arrive(empty);
 }
 
-// A warpgroup's view of one item. Positions are below kMaxSm90PrefillTokens.
-struct Rows {
-  int first = 0;          // position of the warpgroup's first query
-  int last_position = 0;  // of the item's last query
-  int sink_end = 0, window = 0;
-  float scale_log2 = 0;
-  // Pages of which every query sees every key: those before full_end, but for [sink_pages,
-  // window_page).
-  PageIdx full_end = 0, sink_pages = 0, window_page = 0;
-
-  __device__ Rows(const AttentionArgs& args, const PlanRow& row, int group)
-      : first(static_cast<int>(row.first_position) + group * kGroupQueries),
-        last_position(static_cast<int>(row.first_position) + row.num_queries - 1),
-        sink_end(static_cast<int>(min(row.sink_end, int64_t{kMaxSm90PrefillTokens}))),
-        window(static_cast<int>(min(row.window, int64_t{kMaxSm90PrefillTokens}))),
-        scale_log2(args.scale * kLog2E),
-        full_end((first + 1) / kPageTokens),
-        sink_pages(sink_end / kPageTokens) {
-    const int last = first + kGroupQueries - 1;
-    window_page = last < window ? 0 : (last - window) / kPageTokens + 1;
-  }
-  __device__ bool SeeAll(PageIdx page) const {
-    return page < full_end && (page < sink_pages || page >= window_page);
-  }
-};
-
-// -inf for what a query does not see; whether V of the step has rows past the last token.
-__device__ bool MaskScores(const Rows& rows, const Step& step, float (&s)[kKeyTiles][4]) {
+// -inf for what a query does not see.
+__device__ void MaskScores(const Rows& rows, const Step& step, float (&s)[kKeyTiles][4]) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x % kGroupThreads / kWarp;
-  bool tail = step.pages[1] == PageCursor::kEnd;
 #pragma unroll
   for (int page = 0; page < kStepPages; ++page) {
     const PageIdx index = step.pages[page];
     const bool absent = index == PageCursor::kEnd;
     if (!absent && rows.SeeAll(index)) continue;
     const int first_key = index * kPageTokens;
-    tail |= first_key + kPageTokens - 1 > rows.last_position;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       // A query sees [0, last] but for [sink, window): counted from the thread's first key.
@@ -320,37 +357,45 @@ __device__ bool MaskScores(const Rows& rows, const Step& step, float (&s)[kKeyTi
       }
     }
   }
-  return tail;
 }
 
-// Scores to weights relative to the rows' new maxima; what earlier sums are to be multiplied by.
+// Raises a row's maximum to `top`, the largest of its new scores in the thread. `base` is what its
+// weights are relative to, `rescale` what earlier sums are to be multiplied by.
+__device__ void RaiseMaximum(float scale_log2, float top, float& max, float& base, float& rescale) {
+  top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
+  top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
+  const float now = fmaxf(max, top * scale_log2);
+  // A query that has seen nothing has weight 2^-inf for all, not 2^nan.
+  base = now == -INFINITY ? 0.0f : now;
+  rescale = Exp2(max - base);
+  max = now;
+}
+
+// Scores to weights relative to the rows' new maxima, as the left operand of P V. The exponentials
+// of the first row take long enough to find the second one's maximum meanwhile, and those of both
+// to pack the weights.
 __device__ void Softmax(float scale_log2,
-                        float (&s)[kKeyTiles][4],
+                        const float (&s)[kKeyTiles][4],
                         float (&max)[2],
                         float (&sum)[2],
-                        float (&rescale)[2]) {
+                        float (&rescale)[2],
+                        uint32_t (&p)[kKeyTiles / 2][4]) {
+  float top = -INFINITY;
+#pragma unroll
+  for (int n = 0; n < kKeyTiles; ++n) top = fmaxf(top, fmaxf(s[n][0], s[n][1]));
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    float top = -INFINITY;
-#pragma unroll
-    for (int n = 0; n < kKeyTiles; ++n) {
-      top = fmaxf(top, fmaxf(s[n][2 * half], s[n][2 * half + 1]));
-    }
-    top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
-    top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
-    const float now = fmaxf(max[half], top * scale_log2);
-    // A query that has seen nothing has weight 2^-inf for all, not 2^nan.
-    const float base = now == -INFINITY ? 0.0f : now;
-    rescale[half] = Exp2(max[half] - base);
-    max[half] = now;
+    float base;
+    RaiseMaximum(scale_log2, top, max[half], base, rescale[half]);
+    top = -INFINITY;
     float total = sum[half] * rescale[half];
 #pragma unroll
     for (int n = 0; n < kKeyTiles; ++n) {
-      float& a = s[n][2 * half];
-      float& b = s[n][2 * half + 1];
-      a = Exp2(fmaf(a, scale_log2, -base));
-      b = Exp2(fmaf(b, scale_log2, -base));
+      const float a = Exp2(fmaf(s[n][2 * half], scale_log2, -base));
+      const float b = Exp2(fmaf(s[n][2 * half + 1], scale_log2, -base));
       total += a + b;
+      p[n / 2][n % 2 * 2 + half] = PackBf16(a, b);
+      if (half == 0) top = fmaxf(top, fmaxf(s[n][2], s[n][3]));
     }
     sum[half] = total;
   }
@@ -362,15 +407,6 @@ __device__ void Rescale(const float (&rescale)[2], float (&out)[N][4]) {
   for (int i = 0; i < N; ++i) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) out[i][e] *= rescale[e / 2];
-  }
-}
-
-// Weights as the left operand of P V.
-__device__ void PackWeights(const float (&s)[kKeyTiles][4], uint32_t (&p)[kKeyTiles / 2][4]) {
-#pragma unroll
-  for (int n = 0; n < kKeyTiles; ++n) {
-    p[n / 2][n % 2 * 2] = PackBf16(s[n][0], s[n][1]);
-    p[n / 2][n % 2 * 2 + 1] = PackBf16(s[n][2], s[n][3]);
   }
 }
 
@@ -443,10 +479,8 @@ __device__ void Attend(const AttentionArgs& args,
                        int group,
                        StepTurns& turns,
                        Shared<D>& shared) {
-  // The item's place is free for another one as soon as its queries are.
-  const PlanRow row = item.row;
-  const int q_head = item.q_head;
-  const Rows rows(args, row, group);
+  const Rows rows(args, item.row, group);
+  const uint32_t masked = kMaskedFirst << group;
   float s[kKeyTiles][4];
   uint32_t p[kKeyTiles / 2][4];
   float out[D / 8][4];
@@ -458,49 +492,54 @@ __device__ void Attend(const AttentionArgs& args,
   Turn<kKeyStages>& key = turns.key;
   Turn<kValueStages>& value = turns.value;
   Wait(&shared.k_full[key.buffer], key.parity);
-  Step pages = shared.steps[key.buffer];
   Pin(s);
   WgmmaFence();
   QueueScores<D>(q_desc, Descriptor(shared.k[key.buffer]), s);
+  Step step = ReadByWarp(shared.steps[key.buffer]);
   WgmmaWait<0>();
   Pin(s);
   ReleaseByWarp(&shared.k_empty[key.buffer]);
   key.Advance();
-  bool tail = MaskScores(rows, pages, s);
-  Softmax(rows.scale_log2, s, max, sum, rescale);
-  PackWeights(s, p);
+  if (step.flags & masked) MaskScores(rows, step, s);
+  Softmax(rows.scale_log2, s, max, sum, rescale, p);
 
-  while (!pages.last) {
+  while (!(step.flags & kLastStep)) {
     Wait(&shared.k_full[key.buffer], key.parity);
-    const Step next_pages = shared.steps[key.buffer];
     Wait(&shared.v_full[value.buffer], value.parity);
     // Not between the products: a branch there makes the compiler wait for each.
-    if (tail) ClearUnwritten(pages, rows.last_position, group, value.buffer, shared);
+    if (step.flags & kUnwritten) [[unlikely]] {
+      ClearUnwritten(step, rows.last_position, group, value.buffer, shared);
+    }
     Pin(s);
     Pin(out);
     WgmmaFence();
     QueueScores<D>(q_desc, Descriptor(shared.k[key.buffer]), s);
     QueueOutput<D>(p, Descriptor(shared.v[value.buffer]), out);
+    step = ReadByWarp(shared.steps[key.buffer]);
     WgmmaWait<1>();
     Pin(s);
     ReleaseByWarp(&shared.k_empty[key.buffer]);
     key.Advance();
-    tail = MaskScores(rows, next_pages, s);
-    Softmax(rows.scale_log2, s, max, sum, rescale);
+    if (step.flags & masked) [[unlikely]]
+      MaskScores(rows, step, s);
+    // Before the softmax, where the compiler would move it to: then weights can take the place of
+    // those that this product reads as they come. It is the other warpgroup's products that run
+    // meanwhile.
     WgmmaWait<0>();
     Pin(out);
     Pin(p);
     ReleaseByWarp(&shared.v_empty[value.buffer]);
     value.Advance();
+    Softmax(rows.scale_log2, s, max, sum, rescale, p);
     // Later steps rarely raise a maximum.
     if (__any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f)) Rescale(rescale, out);
-    PackWeights(s, p);
-    pages = next_pages;
   }
   ReleaseByWarp(&shared.q_empty[buffer]);
 
   Wait(&shared.v_full[value.buffer], value.parity);
-  if (tail) ClearUnwritten(pages, rows.last_position, group, value.buffer, shared);
+  if (step.flags & kUnwritten) {
+    ClearUnwritten(step, rows.last_position, group, value.buffer, shared);
+  }
   Pin(out);
   WgmmaFence();
   QueueOutput<D>(p, Descriptor(shared.v[value.buffer]), out);
@@ -508,7 +547,7 @@ __device__ void Attend(const AttentionArgs& args,
   Pin(out);
   ReleaseByWarp(&shared.v_empty[value.buffer]);
   value.Advance();
-  StoreOutput<D>(args, row, q_head, group, sum, out);
+  StoreOutput<D>(args, item.row, item.q_head, group, sum, out);
 }
 
 template <int D>
@@ -516,7 +555,7 @@ __device__ void Consume(const AttentionArgs& args, int group, Shared<D>& shared)
   StepTurns turns;
   for (Turn<kItemBuffers> turn;; turn.Advance()) {
     Wait(&shared.q_full[turn.buffer], turn.parity);
-    const Item& item = shared.items[turn.buffer];
+    const Item item = ReadByWarp(shared.items[turn.buffer]);
     if (item.end) return;
     Attend(args, item, turn.buffer, group, turns, shared);
   }
@@ -528,11 +567,9 @@ __global__ void __launch_bounds__(kThreads, 1)
                                const __grid_constant__ PrefillMaps maps,
                                PrefillOrder order,
                                int* next_item) {
-  extern __shared__ uint4 raw_shared[];
   // Swizzled operands start at multiples of 1024 bytes.
-  constexpr uintptr_t kAlignment = 1024;
-  Shared<D>& shared = *reinterpret_cast<Shared<D>*>(
-      (reinterpret_cast<uintptr_t>(raw_shared) + kAlignment - 1) / kAlignment * kAlignment);
+  extern __shared__ __align__(1024) uint4 raw_shared[];
+  Shared<D>& shared = *reinterpret_cast<Shared<D>*>(raw_shared);
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < kKeyStages; ++stage) {
       InitBarrier(&shared.k_full[stage], 1);
@@ -573,7 +610,7 @@ cudaError_t Launch(const AttentionArgs& args,
                    int* next_item,
                    cudaStream_t stream) {
   const auto kernel = PrefillAttentionSm90Kernel<D>;
-  constexpr int kSharedBytes = static_cast<int>(sizeof(Shared<D>)) + 1024;
+  constexpr int kSharedBytes = static_cast<int>(sizeof(Shared<D>));
   cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   if (error != cudaSuccess) return error;

@@ -25,10 +25,12 @@ __device__ inline uint64_t Descriptor(const void* shared) {
 }
 
 // The descriptor of what lies `elements` of bf16 behind: rows that begin at multiples of 1024
-// bytes, or 16 elements along a row. Shared memory is too small for the address to carry.
+// bytes, or 16 elements along a row. Shared memory is too small for the address to carry, and
+// without a carry two products in a row need not wait for one another's descriptors.
 __device__ inline uint64_t Advance(uint64_t descriptor, int elements) {
   constexpr int kUnitElements = 8;
-  return descriptor + static_cast<uint64_t>(elements / kUnitElements);
+  const auto low = static_cast<uint32_t>(descriptor);
+  return (descriptor >> 32 << 32) | (low + static_cast<uint32_t>(elements / kUnitElements));
 }
 
 __device__ inline void WgmmaFence() {
@@ -136,6 +138,18 @@ __device__ inline void ArriveAndExpect(uint64_t* barrier, uint32_t bytes) {
                    SharedAddress(barrier)),
                "r"(bytes)
                : "memory");
+}
+// Whether the phase of this parity has completed, after a while at most.
+__device__ inline bool TryWait(uint64_t* barrier, uint32_t parity) {
+  uint32_t done;
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 p, [%1], %2;\n"
+      "selp.b32 %0, 1, 0, p;\n}\n"
+      : "=r"(done)
+      : "r"(SharedAddress(barrier)), "r"(parity)
+      : "memory");
+  return done != 0;
 }
 // Until the phase of this parity has completed.
 __device__ inline void Wait(uint64_t* barrier, uint32_t parity) {
