@@ -1,8 +1,9 @@
 // Times the cache's ops on the GPU, one layer of Llama-3-8B's shape (32 query heads, 8 KV heads,
 // head_dim 128, half of the KV heads streaming): prefill dense, half streaming and with seeded
-// block lists; decode dense and selected, with selection. Decode ops are captured in a graph of
-// several layers, whose pages do not all fit the L2 cache, and replayed. One line per figure; with
-// a file name also JSON Lines. `cuda_attention_bench [auto|sm80|sm90 [JSON_FILE]]`.
+// block lists, at once and in chunks over pages of every type; decode dense and selected, with
+// selection. Decode ops are captured in a graph of several layers, whose pages do not all fit the
+// L2 cache, and replayed. One line per figure; with a file name that is not empty also JSON Lines.
+// `cuda_attention_bench [auto|sm80|sm90 [JSON_FILE [prefill|decode]]]`.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -45,10 +46,16 @@ class Bench {
   Bench(std::unique_ptr<CudaBackend> backend, GpuInfo gpu, std::string json)
       : backend_(std::move(backend)), gpu_(std::move(gpu)), json_(std::move(json)) {}
 
-  Status Run() {
+  // `only`: prefill, decode or, for both, nothing.
+  Status Run(const std::string& only) {
     std::printf("%s\n", Describe(gpu_).c_str());
     LS_TRY(MakeInputs());
-    for (const int64_t tokens : {int64_t{32768}, int64_t{131072}}) LS_TRY(Prefill(tokens));
+    for (const int64_t tokens : {int64_t{32768}, int64_t{131072}}) {
+      if (only == "decode") break;
+      LS_TRY(Prefill(tokens));
+      for (const DType dtype : kKvDTypes) LS_TRY(PrefillInChunks(tokens, dtype));
+    }
+    if (only == "prefill") return Status();
     for (const auto& [tokens, batch] :
          {std::pair<int64_t, int>{131072, 1}, {262144, 1}, {131072, 8}}) {
       for (const DType dtype : kKvDTypes) {
@@ -138,8 +145,10 @@ class Bench {
   }
 
   // `density`: share of a retrieval row's earlier tiles that are listed; 1: all, without a list.
-  Status TimePrefill(const Cache& cache, int64_t tokens, bool streaming, double density) {
-    PagePlan plan;
+  // In chunks of kQueryRows, one after the other, or all rows at once.
+  Status TimePrefill(
+      const Cache& cache, int64_t tokens, bool streaming, double density, bool in_chunks) {
+    std::vector<PagePlan> plans;
     std::vector<int> counts;
     std::vector<PageRun> lists;
     const int64_t tiles = tokens / kTileTokens;
@@ -149,6 +158,8 @@ class Bench {
     Rng rng(2);
     double keys = 0;  // (query, key) pairs of all heads
     for (int64_t tile = 0; tile < tiles; ++tile) {
+      if (tile == 0 || (in_chunks && tile * kTileTokens % kQueryRows == 0)) plans.emplace_back();
+      PagePlan& plan = plans.back();
       for (const Way way : kWays) {
         if (cache.layout.way(way).num_slots(0) == 0) continue;
         PlanRow row;
@@ -202,34 +213,41 @@ class Bench {
                                   counts.size() * sizeof(int)));
     LS_TRY(backend_->CopyToDevice(device_lists.data.get(), lists.data(),
                                   lists.size() * sizeof(PageRun)));
-    for (size_t i = 0; i < plan.selections.size(); ++i) {
-      plan.selections[i].num_runs = device_counts.as<int>() + i * static_cast<size_t>(entries);
-      plan.selections[i].runs =
-          device_lists.as<PageRun>() + i * static_cast<size_t>(entries * capacity);
+    size_t list = 0;
+    for (PagePlan& plan : plans) {
+      for (SelectionTable& table : plan.selections) {
+        table.num_runs = device_counts.as<int>() + list * static_cast<size_t>(entries);
+        table.runs = device_lists.as<PageRun>() + list * static_cast<size_t>(entries * capacity);
+        ++list;
+      }
     }
     backend_->BeginStep();
     const auto run = [&] {
-      return backend_->PrefillAttention({.q = Queries(kQueryRows),
-                                         .out = Output(kQueryRows),
-                                         .num_q_heads = kQHeads,
-                                         .scale = kScale,
-                                         .store = cache.store.get(),
-                                         .layer = 0,
-                                         .sequences = cache.sequences,
-                                         .plan = &plan});
+      for (const PagePlan& plan : plans) {
+        LS_TRY(backend_->PrefillAttention({.q = Queries(kQueryRows),
+                                           .out = Output(kQueryRows),
+                                           .num_q_heads = kQHeads,
+                                           .scale = kScale,
+                                           .store = cache.store.get(),
+                                           .layer = 0,
+                                           .sequences = cache.sequences,
+                                           .plan = &plan}));
+      }
+      return Status();
     };
     const std::string what =
         StrCat("prefill ", tokens / 1024, "K ", streaming ? "half streaming" : "dense",
-               density < 1 ? StrCat(", lists of ", static_cast<int>(density * 100), "%") : "");
+               density < 1 ? StrCat(", lists of ", static_cast<int>(density * 100), "%") : "",
+               in_chunks ? StrCat(", in chunks, ", Name(cache.layout.dtype)) : "");
     return Report(what, 1, 4.0 * keys * kHeadDim, 0, run, tokens > 65536 ? 3 : 7);
   }
 
   Status Prefill(int64_t tokens) {
     const Cache cache = LS_TRY(Fill(tokens, 1, DType::kBf16, 1, kKvHeads / 2));
-    LS_TRY(TimePrefill(cache, tokens, false, 1));
-    LS_TRY(TimePrefill(cache, tokens, true, 1));
-    LS_TRY(TimePrefill(cache, tokens, true, 0.5));
-    LS_TRY(TimePrefill(cache, tokens, true, 0.25));
+    LS_TRY(TimePrefill(cache, tokens, false, 1, false));
+    LS_TRY(TimePrefill(cache, tokens, true, 1, false));
+    LS_TRY(TimePrefill(cache, tokens, true, 0.5, false));
+    LS_TRY(TimePrefill(cache, tokens, true, 0.25, false));
     // The estimate that would write such lists, for all rows.
     std::vector<TileSelectRequest> requests;
     const int entries = cache.layout.way(Way::kRetrieval).num_entries;
@@ -267,6 +285,13 @@ class Bench {
           return Status();
         },
         3);
+  }
+
+  // As an engine does, so that what is done once per chunk counts as often.
+  Status PrefillInChunks(int64_t tokens, DType dtype) {
+    const Cache cache = LS_TRY(Fill(tokens, 1, dtype, 1, kKvHeads / 2));
+    LS_TRY(TimePrefill(cache, tokens, false, 1, true));
+    return TimePrefill(cache, tokens, true, 0.25, true);
   }
 
   Status Decode(int64_t tokens, int batch, DType dtype) {
@@ -420,21 +445,23 @@ class Bench {
   Buffer q_, out_;
 };
 
-Status Main(const std::string& kernels, const std::string& json) {
+Status Main(const std::string& kernels, const std::string& json, const std::string& only) {
   const GpuInfo gpu = LS_TRY(ProbeGpus()).front();
   Bench bench(LS_TRY(CudaBackend::Make(gpu, {.kernels = kernels, .graphs = false})), gpu, json);
-  return bench.Run();
+  return bench.Run(only);
 }
 
 }  // namespace
 }  // namespace lserve
 
 int main(int argc, char** argv) {
-  if (argc > 3) {
-    std::fprintf(stderr, "usage: %s [auto|sm80|sm90 [JSON_FILE]]\n", argv[0]);
+  const std::string only = argc > 3 ? argv[3] : "";
+  if (argc > 4 || (!only.empty() && only != "prefill" && only != "decode")) {
+    std::fprintf(stderr, "usage: %s [auto|sm80|sm90 [JSON_FILE [prefill|decode]]]\n", argv[0]);
     return 2;
   }
-  const lserve::Status status = lserve::Main(argc > 1 ? argv[1] : "auto", argc > 2 ? argv[2] : "");
+  const lserve::Status status =
+      lserve::Main(argc > 1 ? argv[1] : "auto", argc > 2 ? argv[2] : "", only);
   if (status.ok()) return 0;
   std::fprintf(stderr, "%s\n", status.message().c_str());
   return 1;

@@ -17,6 +17,17 @@
 
 namespace lserve {
 
+// bf16 pages of one way and layer, wherever they lie.
+struct Bf16Pages {
+  std::byte* kv = nullptr;  // page 0, slot 0
+  size_t page_stride = 0;
+  size_t kv_bytes = 0;  // of one slot
+  int num_slots = 0;    // at least one
+  size_t num_pages = 0;
+};
+// Sets the maps of one way.
+Status EncodeMaps(const Bf16Pages& pages, int head_dim, int way, PrefillMaps* maps);
+
 class CudaKvStore : public KvStore {
  public:
   // `max_pages` per way. All work on the pages is on `stream`, which must outlive the store.
@@ -33,7 +44,7 @@ class CudaKvStore : public KvStore {
   Status ReadPage(Way way, PageId page, std::span<std::byte> bytes) const override;
   Status WritePage(Way way, PageId page, std::span<const std::byte> bytes) override;
 
-  // A layer's bf16 pages as TMA sees them; nullptr where HasSm90Prefill() is false.
+  // A layer's pages as TMA sees them. REQUIRES: they are bf16, and HasSm90Prefill().
   Result<const PrefillMaps*> Maps(int layer) const;
 
   // One layer as kernels see it, for `group` query heads per KV head.
