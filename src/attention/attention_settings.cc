@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "attention/page_plan.h"
 #include "base/strings.h"
 #include "kv/page.h"
 
@@ -11,6 +12,8 @@ namespace {
 
 // The forced first page and two newest pages, and one that is chosen.
 constexpr int kMinBudgetTokens = 4 * kPageTokens;
+// The same in tiles, for prefill.
+constexpr int kMinPrefillTokens = 4 * kTileTokens;
 constexpr int kMaxTokens = 1 << 30;
 
 }  // namespace
@@ -52,6 +55,10 @@ std::vector<std::string> AttentionSettings::Problems() const {
     problems.push_back(StrCat("--sparse-prefill-threshold is ", prefill_threshold,
                               ", expected 0 (off) to 1 (everything)"));
   }
+  if (prefill_max_tokens != 0 && prefill_max_tokens < kMinPrefillTokens) {
+    problems.push_back(StrCat("--sparse-prefill-max-tokens is ", prefill_max_tokens,
+                              ", expected 0 (no limit) or at least ", kMinPrefillTokens));
+  }
   return problems;
 }
 
@@ -62,7 +69,8 @@ std::string PrefillKey(const AttentionSettings& s) {
                            s.prefill_window());
   if (s.selects_tiles()) {
     key += StrCat(", tiles from ", std::max(first_sparse, s.prefill_min_position), ", threshold ",
-                  std::bit_cast<uint64_t>(s.prefill_threshold));
+                  std::bit_cast<uint64_t>(s.prefill_threshold), ", most ",
+                  s.prefill_max_tokens / kTileTokens);
   }
   return key;
 }

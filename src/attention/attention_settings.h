@@ -22,6 +22,7 @@ std::string_view Name(AttentionMode mode);
 std::optional<AttentionMode> ParseAttentionMode(std::string_view name);
 
 inline constexpr double kDefaultPrefillThreshold = 0.9;
+inline constexpr int kDefaultPrefillMaxTokens = 0;
 inline constexpr int64_t kMinBlockSparsePosition = 4096;
 
 struct AttentionSettings {
@@ -48,6 +49,10 @@ struct AttentionSettings {
   // Prefill of the retrieval heads: a tile of 128 queries reads the tiles of 128 keys that together
   // carry this share of its estimated attention (SelectTiles). 0 or 1: all of them.
   double prefill_threshold = kDefaultPrefillThreshold;
+  // Keys that such a tile reads at most, in whole tiles (rounded down), the always-kept first tile
+  // and two newest ones included: past it a prompt's time grows with its length, not with its
+  // square. 0: as many as the threshold asks for.
+  int prefill_max_tokens = kDefaultPrefillMaxTokens;
   // Tiles that begin below this position are dense: there the estimate and what a short list leaves
   // cost as much as reading everything. Measured, see docs/adr/0012-block-sparse-prefill.md.
   int64_t prefill_min_position = kMinBlockSparsePosition;

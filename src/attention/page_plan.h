@@ -16,6 +16,7 @@ namespace lserve {
 // Prefill rows hold at most this many queries, and prefill lists are in tiles of this many keys
 // (two pages), both at absolute alignment.
 inline constexpr int kTileTokens = 128;
+inline constexpr int kAllTiles = std::numeric_limits<int>::max();  // a list without a limit
 
 // Half-open range of logical page indices of one sequence.
 struct PageRun {

@@ -47,14 +47,16 @@ bool StreamingSkips(const AttentionSettings& settings, int64_t p) {
 }
 
 // Appends a complete tile whose list is to be selected, unless the forced tiles are all there are.
-bool AddSelectedTile(PlanRow row, PagePlan* plan) {
+bool AddSelectedTile(const AttentionSettings& settings, PlanRow row, PagePlan* plan) {
   const PageIdx tile = static_cast<PageIdx>(row.first_position / kTileTokens);
   const PageIdx newest = tile + 1 - kForcedNewestTiles;
   if (newest <= kForcedSinkTiles) return false;
   row.newest = {.first = newest * kTilePages, .last = (tile + 1) * kTilePages};
   row.selection = static_cast<int>(plan->selections.size());
-  // Every other tile before the newest ones a run of its own.
-  plan->selections.push_back({.capacity = (newest + 1) / 2});
+  const int most = std::min<int>(newest, MaxListedTiles(settings));
+  // Every other tile before the newest ones a run of its own, or as many as may be chosen.
+  plan->selections.push_back(
+      {.capacity = std::min<int>((newest + 1) / 2, most), .max_pages = most * kTilePages});
   plan->rows.push_back(row);
   return true;
 }
@@ -84,6 +86,11 @@ int64_t ResumePosition(const AttentionSettings& settings, int64_t num_tokens) {
   return tile >= FirstBlockSparsePosition(settings) ? tile : num_tokens;
 }
 
+int MaxListedTiles(const AttentionSettings& settings) {
+  if (settings.prefill_max_tokens == 0) return kAllTiles;
+  return settings.prefill_max_tokens / kTileTokens - kForcedNewestTiles;
+}
+
 int BudgetPages(const AttentionSettings& settings) {
   return settings.token_budget / kPageTokens;
 }
@@ -110,7 +117,7 @@ void PlanPrefill(const AttentionSettings& settings,
                   .num_queries = static_cast<int>(next - p),
                   .first_position = p};
       if (way == Way::kRetrieval && row.num_queries == kTileTokens && p >= first_block_sparse &&
-          AddSelectedTile(row, plan)) {
+          AddSelectedTile(settings, row, plan)) {
         continue;
       }
       if (way == Way::kRetrieval || p < first_sparse) {

@@ -72,6 +72,8 @@ DecodeDecision PlanDecode(const AttentionSettings& settings,
                           SelectionState* state,
                           PagePlan* plan);
 int BudgetPages(const AttentionSettings& settings);
+// Tiles that the list of a block-sparse tile may hold; kAllTiles: no limit.
+int MaxListedTiles(const AttentionSettings& settings);
 
 // Adds a row for one query that reads what a streaming head reads in decode: sink and window.
 // `row` names the query; everything where sink and window cover all there is.

@@ -133,6 +133,26 @@ TEST(BlockSparsePrefillPlan, CompleteTilesReadAList) {
   EXPECT_EQ(selected, (std::vector<int64_t>{640, 768}));
 }
 
+TEST(BlockSparsePrefillPlan, ListsHoldNoMoreThanAllowed) {
+  AttentionSettings s = BlockSparse();
+  s.prefill_max_tokens = 0;
+  EXPECT_EQ(MaxListedTiles(s), kAllTiles);
+  s.prefill_max_tokens = 512;  // sink, own, previous and one more
+  EXPECT_EQ(MaxListedTiles(s), 2);
+  s.prefill_max_tokens = 1023;
+  EXPECT_EQ(MaxListedTiles(s), 5);
+  PagePlan plan;
+  PlanPrefill(s, BothWays(),
+              {.sequence = 0, .first_row = 0, .num_rows = 256, .first_position = 640}, &plan);
+  PlanPrefill(s, BothWays(),
+              {.sequence = 0, .first_row = 0, .num_rows = 128, .first_position = 64000}, &plan);
+  ASSERT_EQ(plan.selections.size(), 3u);
+  EXPECT_EQ(plan.selections[0].capacity, 2) << "4 tiles to choose from";
+  EXPECT_EQ(plan.selections[0].max_pages, 8);
+  EXPECT_EQ(plan.selections[2].capacity, 5) << "each a run of its own";
+  EXPECT_EQ(plan.selections[2].max_pages, 10);
+}
+
 TEST(BlockSparsePrefillPlan, FirstPositionIsTheLaterOfBothLimits) {
   AttentionSettings s = BlockSparse();
   EXPECT_EQ(FirstBlockSparsePosition(s), 640);
@@ -409,7 +429,8 @@ TEST(Settings, ProblemsNameTheFlag) {
   s.recent_tokens = 0;
   s.selector_interval = -1;
   s.prefill_threshold = 1.5;
-  ASSERT_EQ(s.Problems().size(), 4u);
+  s.prefill_max_tokens = 511;
+  ASSERT_EQ(s.Problems().size(), 5u);
   EXPECT_NE(s.Problems()[0].find("--sparse-token-budget is 255"), std::string::npos);
 }
 
@@ -445,6 +466,9 @@ TEST(Settings, PrefixKeyHoldsWhatPrefillDependsOn) {
   a.prefill_threshold = 0.9;
   EXPECT_TRUE(SamePrefill(a, b));
   b.prefill_min_position = 1 << 20;
+  EXPECT_FALSE(SamePrefill(a, b));
+  b = a;
+  b.prefill_max_tokens = a.prefill_max_tokens + 1024;
   EXPECT_FALSE(SamePrefill(a, b));
   a.prefill_threshold = b.prefill_threshold = 1.0;  // off, both
   EXPECT_TRUE(SamePrefill(a, b));

@@ -207,7 +207,8 @@ struct TileSelectRequest {
   int sink_tiles = 1;
   int newest_tiles = 2;
   double threshold = 1;
-  SelectionTable table;  // filled for every slot of the layer
+  int max_listed_tiles = kAllTiles;  // that the list may hold, those of the sink included
+  SelectionTable table;              // filled for every slot of the layer
 };
 
 // For every KV head of the retrieval way: which key tiles a tile of queries reads (XAttention,
@@ -216,7 +217,8 @@ struct TileSelectRequest {
 // scale / S * sum over s of q[r S + s] k[c S + S - 1 - s]. Each row: softmax over the columns that
 // do not begin ahead of it, summed per key tile. A tile's mass is the mean over rows and over the
 // query heads of the group. The list: the sink, then the heaviest tiles, ties to the lower one,
-// until the masses of what is read reach `threshold` of all; ascending, as runs of pages.
+// until the masses of what is read reach `threshold` of all or the list holds `max_listed_tiles`
+// (of which the sink is never cut); ascending, as runs of pages.
 struct SelectTilesParams {
   ConstMatrix q;  // as AttentionParams
   int num_q_heads = 0;

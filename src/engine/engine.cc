@@ -284,6 +284,7 @@ Status Engine::Impl::RequestTileLists() {
                                    .sink_tiles = kForcedSinkTiles,
                                    .newest_tiles = kForcedNewestTiles,
                                    .threshold = sequence.attention.prefill_threshold,
+                                   .max_listed_tiles = MaxListedTiles(sequence.attention),
                                    .table = table});
   }
   return Status();

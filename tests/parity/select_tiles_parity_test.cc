@@ -126,9 +126,12 @@ void ExpectChoice(const TileSelectRequest& request,
   // All masses together are 1, so `read` is off by at most the relative error.
   bool doubt = false;
   size_t count = 0;
+  const size_t most =
+      std::min(order.size(), static_cast<size_t>(std::max(0, request.max_listed_tiles - sink)));
   while (true) {
+    if (count == most) break;
     doubt = doubt || std::abs(read - request.threshold) <= relative_error;
-    if (count == order.size() || read >= request.threshold) break;
+    if (read >= request.threshold) break;
     read += mass_of(order[count++]);
   }
   if (count > 0 && count < order.size()) {
@@ -151,7 +154,10 @@ void ExpectChoice(const TileSelectRequest& request,
     got += mass_of(t);
   }
   for (int t = 0; t < sink; ++t) ASSERT_TRUE(std::binary_search(tiles.begin(), tiles.end(), t));
-  EXPECT_GE(got, request.threshold - 2 * relative_error);
+  ASSERT_LE(tiles.size(), most + static_cast<size_t>(sink));
+  if (tiles.size() < most + static_cast<size_t>(sink)) {
+    EXPECT_GE(got, request.threshold - 2 * relative_error);
+  }
 }
 
 class TileParity : public testing::TestWithParam<SubjectAndType> {
@@ -180,23 +186,27 @@ TEST_P(TileParity, KeepsTheHeaviestTiles) {
     cache.Fill(200);
     const float amplitude = 2.0f;
     const std::vector<float> q = PositiveQueries(41, (kTileTokens + 3) * shape.q_cols(), amplitude);
-    for (const auto& [tile, sink, newest, threshold] : {std::tuple{19, 1, 2, 0.6},
-                                                        {15, 1, 2, 0.9},
-                                                        {16, 2, 1, 0.5},
-                                                        {3, 0, 1, 0.7},
-                                                        {2, 1, 2, 0.99}}) {
+    for (const auto& [tile, sink, newest, threshold, most] : {std::tuple{19, 1, 2, 0.6, kAllTiles},
+                                                              {15, 1, 2, 0.9, kAllTiles},
+                                                              {16, 2, 1, 0.5, kAllTiles},
+                                                              {3, 0, 1, 0.7, kAllTiles},
+                                                              {2, 1, 2, 0.99, kAllTiles},
+                                                              {19, 1, 2, 0.9, 6},
+                                                              {18, 2, 2, 0.8, 2},
+                                                              {17, 0, 1, 0.3, 12}}) {
       const TileSelectRequest request = {.sequence = 1,
                                          .first_query = 3,
                                          .first_position = int64_t{tile} * kTileTokens,
                                          .sink_tiles = sink,
                                          .newest_tiles = newest,
                                          .threshold = threshold,
+                                         .max_listed_tiles = most,
                                          .table = {}};
       const auto got = cache.SelectTiles(q, {request})[0];
       ASSERT_EQ(got.size(), 2u);
       for (int slot = 0; slot < 2; ++slot) {
         SCOPED_TRACE(StrCat("head_dim ", head_dim, " group ", group, " tile ", tile, " threshold ",
-                            threshold, " slot ", slot));
+                            threshold, " most ", most, " slot ", slot));
         ExpectChoice(request, Mass(shape, fill, q, request, slot * 2),
                      got[static_cast<size_t>(slot)], RelativeError(head_dim, double{amplitude}),
                      &exact);
@@ -280,6 +290,43 @@ TEST_P(TileParity, RowsSeeTheColumnsUpToTheirOwn) {
                                               .table = {}}})[0];
     for (const std::vector<PageRun>& list : lists) {
       EXPECT_EQ(list.size(), threshold < 0.337 ? 0u : 1u) << threshold;
+    }
+  }
+}
+
+// More tiles than one round of a warp takes, in a row or every other one.
+TEST_P(TileParity, ReadsNoMoreThanAllowed) {
+  const std::unique_ptr<Backend> backend = Make(subject());
+  const int head_dim = 32;
+  const KvShape shape = Shape(head_dim, 2, {80 * 128});
+  const TokenFill fill = [&](const TokenAt& at, float* k, float* v) {
+    RandomTokens(50, head_dim)(at, k, v);
+    const int64_t tile = at.position / kTileTokens;
+    for (int d = 0; d < head_dim; ++d) k[d] = tile % 2 == 1 ? 1.0f : 0.0f;
+  };
+  KvHarness cache(*backend, shape, fill);
+  cache.Fill();
+  const std::vector<float> q(static_cast<size_t>(kTileTokens * shape.q_cols()), 1.0f);
+  for (const int most : {1, 2, 33, 34, 39, 40, 41, kAllTiles}) {
+    SCOPED_TRACE(most);
+    const auto lists = cache.SelectTiles(q, {{.first_position = 79 * 128,
+                                              .threshold = 0.95,
+                                              .max_listed_tiles = most,
+                                              .table = {}}})[0];
+    // The 40 odd tiles have all the weight; the last one and the sink are read anyway.
+    std::vector<int> expected = {0};
+    for (int tile = 1; tile < 78 && static_cast<int>(expected.size()) < most; tile += 2) {
+      expected.push_back(tile);
+    }
+    for (const std::vector<PageRun>& list : lists) {
+      std::vector<int> tiles = Tiles(list);
+      if (most >= 40) {
+        // 0.95 of it is reached before all are taken.
+        ASSERT_LE(tiles.size(), expected.size());
+        expected.resize(tiles.size());
+        EXPECT_GE(tiles.size(), 37u);
+      }
+      EXPECT_EQ(tiles, expected);
     }
   }
 }

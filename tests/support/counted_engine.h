@@ -48,8 +48,9 @@ class CountingBackend final : public MeteredBackend {
     for (const TileSelectRequest& request : params.requests) {
       const int64_t tiles = request.first_position / kTileTokens + 1;
       const double others = static_cast<double>(tiles - request.sink_tiles - request.newest_tiles);
-      const PageIdx kept =
-          request.sink_tiles + static_cast<PageIdx>(std::ceil(request.threshold * others));
+      const PageIdx kept = std::min<PageIdx>(
+          request.max_listed_tiles,
+          request.sink_tiles + static_cast<PageIdx>(std::ceil(request.threshold * others)));
       Fill(params, request.table, {{0, kept * (kTileTokens / kPageTokens)}});
     }
     return Book(OpKind::kSelectTiles, params);

@@ -100,8 +100,10 @@ std::vector<PageRun> ChooseTiles(const TileSelectRequest& request, std::span<con
   std::iota(order.begin(), order.end(), sink);
   std::sort(order.begin(), order.end(),
             [&](int a, int b) { return mass(a) != mass(b) ? mass(a) > mass(b) : a < b; });
+  const size_t most =
+      std::min(order.size(), static_cast<size_t>(std::max(0, request.max_listed_tiles - sink)));
   size_t count = 0;
-  while (count < order.size() && read < request.threshold * all) read += mass(order[count++]);
+  while (count < most && read < request.threshold * all) read += mass(order[count++]);
   order.resize(count);
   std::sort(order.begin(), order.end());
   std::vector<PageRun> runs;

@@ -306,6 +306,7 @@ Status CudaBackend::SelectTiles(const SelectTilesParams& params) {
                         .sink_tiles = request.sink_tiles,
                         .newest_tiles = request.newest_tiles,
                         .threshold = request.threshold,
+                        .max_listed_tiles = request.max_listed_tiles,
                         .table = request.table});
   }
   const int num_slots = args.layer.ways[Index(Way::kRetrieval)].num_slots;

@@ -22,20 +22,24 @@ inline int NumPages(const PagePlan& plan, const PlanRow& row, int selected) {
   return pages;
 }
 
-inline int MostPages(const PagePlan& plan, const PlanRow& row) {
-  int listed = row.newest.first;
-  if (row.selection != kNoSelection) {
-    const int most = plan.selections[static_cast<size_t>(row.selection)].max_pages;
-    if (most > 0) listed = std::min(listed, most);
-  }
-  return NumPages(plan, row, listed);
+// Of `pages` those that the list of a row may hold.
+inline int Listable(const PagePlan& plan, const PlanRow& row, int pages) {
+  if (row.selection == kNoSelection) return pages;
+  const int most = plan.selections[static_cast<size_t>(row.selection)].max_pages;
+  return most > 0 ? std::min(pages, most) : pages;
 }
 
-// Rows by falling number of pages (a list is taken for a quarter of what it chooses from), so that
-// short ones fill the end of the grid.
+inline int MostPages(const PagePlan& plan, const PlanRow& row) {
+  return NumPages(plan, row, Listable(plan, row, row.newest.first));
+}
+
+// Rows by falling number of pages (a list is taken for a quarter of what it chooses from, or all
+// it may hold), so that short ones fill the end of the grid.
 inline std::vector<int> LongestFirst(const PagePlan& plan) {
   std::vector<int> costs;
-  for (const PlanRow& row : plan.rows) costs.push_back(NumPages(plan, row, row.newest.first / 4));
+  for (const PlanRow& row : plan.rows) {
+    costs.push_back(NumPages(plan, row, Listable(plan, row, row.newest.first / 4)));
+  }
   std::vector<int> order(plan.rows.size());
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](int a, int b) {

@@ -59,6 +59,7 @@ class TileChoice {
     });
     for (const PageIdx tile : order) {
       if (read >= request_.threshold * all) break;
+      if (static_cast<int>(tiles.size()) >= request_.max_listed_tiles) break;
       read += masses[static_cast<size_t>(tile)];
       tiles.push_back(tile);
     }

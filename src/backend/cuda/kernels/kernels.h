@@ -326,6 +326,7 @@ struct TileSelect {
   int sink_tiles = 0;
   int newest_tiles = 0;
   double threshold = 1;
+  int max_listed_tiles = 0;
   SelectionTable table = {};
 };
 // Rows of a tile's estimate per query head, and columns per tile.

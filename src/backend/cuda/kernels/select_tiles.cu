@@ -210,11 +210,12 @@ __global__ void __launch_bounds__(kChoiceThreads) ChooseTilesKernel(SelectTilesA
   __syncthreads();
   // The first tiles in order whose predecessors do not reach the threshold: one warp's scan.
   if (threadIdx.x < kWarp) {
+    const int most = min(listed - sink, max(0, request.max_listed_tiles - sink));
     double have = read;
     bool more = true;
-    for (int first = 0; more && first < listed - sink; first += kWarp) {
+    for (int first = 0; more && first < most; first += kWarp) {
       const int i = first + static_cast<int>(threadIdx.x);
-      const uint64_t key = i < listed - sink ? keys[i] : 0;
+      const uint64_t key = i < most ? keys[i] : 0;
       const double mass = double{__uint_as_float(static_cast<uint32_t>(key >> 32))};
       double before = mass;
       for (int offset = 1; offset < kWarp; offset *= 2) {
@@ -222,8 +223,7 @@ __global__ void __launch_bounds__(kChoiceThreads) ChooseTilesKernel(SelectTilesA
         if (static_cast<int>(threadIdx.x) >= offset) before += other;
       }
       const double after = __shfl_sync(0xffffffffu, before, kWarp - 1);
-      const bool taken =
-          i < listed - sink && have + (before - mass) < request.threshold * double{all};
+      const bool taken = i < most && have + (before - mass) < request.threshold * double{all};
       if (taken) {
         const uint32_t tile = 0xffffffffu - static_cast<uint32_t>(key);
         atomicOr(&bitmap[tile / 32], 1u << (tile % 32));
