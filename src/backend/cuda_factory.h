@@ -19,7 +19,7 @@ struct CudaOptions {
   std::string kernels = "auto";  // auto, sm80, sm90
   bool graphs = true;            // decode steps are replayed as CUDA graphs
   bool batch_invariant = false;  // no row's result depends on the others of its op (ADR 0034)
-  // Of quantised pages as bf16 in prefill (ADR 0036); one head of one sequence takes what it needs.
+  // For quantised pages as bf16 (ADR 0036); one head of one sequence takes what it needs.
   size_t prefill_scratch_bytes = kPrefillScratchBytes;
 };
 

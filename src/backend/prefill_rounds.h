@@ -1,4 +1,4 @@
-// Prefill over quantised pages with a kernel that reads bf16 ones (ADR 0036): what is dequantised
+// Prefill over quantised pages with kernels that read bf16 ones (ADR 0036): what is dequantised
 // into a scratch together. The scratch is counted in parts, of one page and one slot of a layer.
 // What a row may read of its sequence lies in it at once, so sequences share it in groups; the
 // slots of a layer pass through it in rounds. A row's result depends on neither.

@@ -145,9 +145,14 @@ class Bench {
   }
 
   // `density`: share of a retrieval row's earlier tiles that are listed; 1: all, without a list.
-  // In chunks of kQueryRows, one after the other, or all rows at once.
-  Status TimePrefill(
-      const Cache& cache, int64_t tokens, bool streaming, double density, bool in_chunks) {
+  // The queries from `first_token` on, in chunks of kQueryRows, one after the other, or all at
+  // once.
+  Status TimePrefill(const Cache& cache,
+                     int64_t tokens,
+                     bool streaming,
+                     double density,
+                     bool in_chunks,
+                     int64_t first_token = 0) {
     std::vector<PagePlan> plans;
     std::vector<int> counts;
     std::vector<PageRun> lists;
@@ -157,8 +162,10 @@ class Bench {
     const int capacity = static_cast<int>(tiles / 2 + 1);
     Rng rng(2);
     double keys = 0;  // (query, key) pairs of all heads
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      if (tile == 0 || (in_chunks && tile * kTileTokens % kQueryRows == 0)) plans.emplace_back();
+    for (int64_t tile = first_token / kTileTokens; tile < tiles; ++tile) {
+      if (plans.empty() || (in_chunks && tile * kTileTokens % kQueryRows == 0)) {
+        plans.emplace_back();
+      }
       PagePlan& plan = plans.back();
       for (const Way way : kWays) {
         if (cache.layout.way(way).num_slots(0) == 0) continue;
@@ -236,7 +243,8 @@ class Bench {
       return Status();
     };
     const std::string what =
-        StrCat("prefill ", tokens / 1024, "K ", streaming ? "half streaming" : "dense",
+        StrCat("prefill ", first_token > 0 ? StrCat(tokens - first_token, " of ") : "",
+               tokens / 1024, "K ", streaming ? "half streaming" : "dense",
                density < 1 ? StrCat(", lists of ", static_cast<int>(density * 100), "%") : "",
                in_chunks ? StrCat(", in chunks, ", Name(cache.layout.dtype)) : "");
     return Report(what, 1, 4.0 * keys * kHeadDim, 0, run, tokens > 65536 ? 3 : 7);
@@ -291,6 +299,7 @@ class Bench {
   Status PrefillInChunks(int64_t tokens, DType dtype) {
     const Cache cache = LS_TRY(Fill(tokens, 1, dtype, 1, kKvHeads / 2));
     LS_TRY(TimePrefill(cache, tokens, false, 1, true));
+    LS_TRY(TimePrefill(cache, tokens, false, 1, true, tokens - kTileTokens));  // a question
     return TimePrefill(cache, tokens, true, 0.25, true);
   }
 

@@ -88,7 +88,7 @@ class CudaBackend : public Backend {
     int rows[kNumWays] = {};
     PageIdx most_pages = 0;  // up to the last of a row
     const SequenceView* sequences = nullptr;
-    // Of quantised pages for Hopper: what is dequantised. `sequences` then have places in it.
+    // Of quantised pages: what is dequantised. `sequences` then have places in it.
     const PageId* pages[kNumWays] = {};
     int num_pages[kNumWays] = {};
   };
@@ -123,7 +123,13 @@ class CudaBackend : public Backend {
   size_t PrefillScratchBytes(const KvLayout& layout, const AttentionLimits& limits) const;
   Result<std::span<const PrefillGroup>> PrefillGroups(const AttentionParams& params,
                                                       const SequenceView* sequences);
-  Status PrefillInRounds(AttentionArgs args, const PrefillGroup& group);
+  Status PrefillInRounds(const KvLayout& layout,
+                         const AttentionArgs& args,
+                         const PrefillGroup& group);
+  Status LaunchPrefill(const AttentionArgs& args,
+                       const PrefillGroup& group,
+                       const PrefillMaps* maps,
+                       std::byte* counter);
   // Zeros, at least `count`, that kernels leave zero.
   Result<int*> DecodeCounters(size_t count);
   Status SelectTilesRound(SelectTilesArgs args, float scale);

@@ -265,18 +265,18 @@ Status EncodeMap(std::byte* base,
 
 }  // namespace
 
-Status EncodeMaps(const Bf16Pages& pages, int head_dim, int way, PrefillMaps* maps) {
+Status EncodeMaps(
+    const WayView& pages, size_t num_pages, int head_dim, CUtensorMap* keys, CUtensorMap* values) {
   constexpr cuuint64_t kRow = 64, kRowBytes = kRow * sizeof(uint16_t);
   static_assert(kPageTokens == kRow, "a row of V^T is a swizzled row");
   const cuuint64_t dim = static_cast<cuuint64_t>(head_dim);
   const cuuint64_t slots = static_cast<cuuint64_t>(pages.num_slots);
-  LS_TRY(EncodeMap<5>(pages.kv, {kRow, kPageTokens, dim / kRow, slots, pages.num_pages},
+  LS_TRY(EncodeMap<5>(pages.kv, {kRow, kPageTokens, dim / kRow, slots, num_pages},
                       {dim * sizeof(uint16_t), kRowBytes, pages.kv_bytes, pages.page_stride},
-                      {kRow, kPageTokens, 1, 1, 1}, &maps->keys[way]));
+                      {kRow, kPageTokens, 1, 1, 1}, keys));
   return EncodeMap<4>(pages.kv + kPageTokens * dim * sizeof(uint16_t),
-                      {kRow, dim, slots, pages.num_pages},
-                      {kRowBytes, pages.kv_bytes, pages.page_stride},
-                      {kRow, static_cast<cuuint32_t>(dim), 1, 1}, &maps->values[way]);
+                      {kRow, dim, slots, num_pages}, {kRowBytes, pages.kv_bytes, pages.page_stride},
+                      {kRow, static_cast<cuuint32_t>(dim), 1, 1}, values);
 }
 
 Result<const PrefillMaps*> CudaKvStore::Maps(int layer) const {
@@ -289,12 +289,8 @@ Result<const PrefillMaps*> CudaKvStore::Maps(int layer) const {
   for (int w = 0; w < kNumWays; ++w) {
     const WayView& way = view.ways[w];
     if (way.num_slots == 0) continue;
-    LS_TRY(EncodeMaps({.kv = way.kv,
-                       .page_stride = way.page_stride,
-                       .kv_bytes = way.kv_bytes,
-                       .num_slots = way.num_slots,
-                       .num_pages = regions_[w].bytes / way.page_stride},
-                      layout().head_dim, w, made.get()));
+    LS_TRY(EncodeMaps(way, regions_[w].bytes / way.page_stride, layout().head_dim, &made->keys[w],
+                      &made->values[w]));
   }
   maps = std::move(made);
   return static_cast<const PrefillMaps*>(maps.get());

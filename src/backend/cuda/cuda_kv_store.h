@@ -17,16 +17,9 @@
 
 namespace lserve {
 
-// bf16 pages of one way and layer, wherever they lie.
-struct Bf16Pages {
-  std::byte* kv = nullptr;  // page 0, slot 0
-  size_t page_stride = 0;
-  size_t kv_bytes = 0;  // of one slot
-  int num_slots = 0;    // at least one
-  size_t num_pages = 0;
-};
-// Sets the maps of one way.
-Status EncodeMaps(const Bf16Pages& pages, int head_dim, int way, PrefillMaps* maps);
+// The maps (PrefillMaps) of bf16 pages, wherever they lie. REQUIRES: num_slots > 0.
+Status EncodeMaps(
+    const WayView& pages, size_t num_pages, int head_dim, CUtensorMap* keys, CUtensorMap* values);
 
 class CudaKvStore : public KvStore {
  public:

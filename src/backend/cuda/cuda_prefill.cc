@@ -1,5 +1,5 @@
-// PrefillAttention: what the host works out for its kernels. Hopper's copies bf16 pages by TMA, as
-// they lie; quantised pages are dequantised for it first, in rounds (ADR 0036).
+// PrefillAttention: what the host works out for its kernels. They read bf16 pages; quantised ones
+// are dequantised into a scratch first, in rounds (ADR 0036).
 #include <algorithm>
 #include <vector>
 
@@ -43,7 +43,6 @@ size_t CudaBackend::MostScratchParts(int head_dim) const {
 // A round holds one slot of the longest sequence or, if they fit, more.
 size_t CudaBackend::PrefillScratchBytes(const KvLayout& layout,
                                         const AttentionLimits& limits) const {
-  if (!HasSm90Prefill(layout)) return 0;
   if (layout.dtype == DType::kBf16) return kCounterBytes;
   const auto one = static_cast<size_t>(limits.pages);
   const size_t all =
@@ -62,13 +61,13 @@ Result<std::span<const CudaBackend::PrefillGroup>> CudaBackend::PrefillGroups(
   groups.clear();
 
   std::vector<int> order = LongestFirst(plan);
-  std::vector<ScratchGroup> split;
   if (HasSm90Prefill(layout)) {
     std::stable_partition(order.begin(), order.end(), [&](int row) {
       return plan.rows[static_cast<size_t>(row)].way == Way::kRetrieval;
     });
   }
-  const bool dequantizes = HasSm90Prefill(layout) && layout.dtype != DType::kBf16;
+  const bool dequantizes = layout.dtype != DType::kBf16;
+  std::vector<ScratchGroup> split;
   if (dequantizes) {
     split = GroupSequences(plan, params.sequences, order, MostScratchParts(layout.head_dim));
   } else {
@@ -119,68 +118,82 @@ Status CudaBackend::PrefillAttention(const AttentionParams& params) {
     args.plan.order = group.order;
     args.plan.num_rows = group.rows[0] + group.rows[1];
     args.sequences = group.sequences;
-    if (!HasSm90Prefill(layout)) {
-      LS_CUDA(LaunchPrefillAttention(args, stream_));
-      continue;
-    }
     if (layout.dtype != DType::kBf16) {
-      LS_TRY(PrefillInRounds(args, group));
+      LS_TRY(PrefillInRounds(layout, args, group));
       continue;
     }
-    PrefillOrder order = {.heads = args.layer.group,
-                          .slots_at_once = SlotsThatFitL2(args.layer, group.most_pages)};
-    for (int w = 0; w < kNumWays; ++w) {
-      order.rows[w] = group.rows[w];
-      order.slots[w] = args.layer.ways[w].num_slots;
-    }
-    const PrefillMaps* maps = LS_TRY(store.Maps(params.layer));
-    std::byte* next_item = LS_TRY(attention_scratch_.Get(kCounterBytes, stream_));
-    LS_CUDA(
-        LaunchPrefillAttentionSm90(args, *maps, order, reinterpret_cast<int*>(next_item), stream_));
+    const PrefillMaps* maps = nullptr;
+    if (HasSm90Prefill(layout)) maps = LS_TRY(store.Maps(params.layer));
+    std::byte* counter = LS_TRY(attention_scratch_.Get(kCounterBytes, stream_));
+    LS_TRY(LaunchPrefill(args, group, maps, counter));
   }
   return Status();
 }
 
-Status CudaBackend::PrefillInRounds(AttentionArgs args, const PrefillGroup& group) {
-  const size_t part_bytes = PartBytes(args.layer.head_dim);
+Status CudaBackend::PrefillInRounds(const KvLayout& layout,
+                                    const AttentionArgs& args,
+                                    const PrefillGroup& group) {
+  const size_t part_bytes = PartBytes(layout.head_dim);
   int num_slots[kNumWays];
   for (int w = 0; w < kNumWays; ++w) num_slots[w] = args.layer.ways[w].num_slots;
   for (const SlotRound& round :
-       SlotRounds(group.num_pages, num_slots, MostScratchParts(args.layer.head_dim))) {
+       SlotRounds(group.num_pages, num_slots, MostScratchParts(layout.head_dim))) {
     size_t bytes[kNumWays];
     for (int w = 0; w < kNumWays; ++w) {
       bytes[w] = static_cast<size_t>(group.num_pages[w]) * static_cast<size_t>(round.count[w]) *
                  part_bytes;
     }
-    std::byte* scratch =
+    std::byte* counter =
         LS_TRY(attention_scratch_.Get(kCounterBytes + bytes[0] + bytes[1], stream_));
-    std::byte* at = scratch + kCounterBytes;
-    PrefillOrder order = {.heads = args.layer.group,
-                          .slots_at_once = SlotsThatFitL2(args.layer, group.most_pages)};
-    PrefillMaps maps = {};
+    std::byte* at = counter + kCounterBytes;
     DequantizePagesArgs pages = {.layer = args.layer, .dtype = args.dtype, .ways = {}};
+    AttentionArgs in_scratch = args;
+    in_scratch.dtype = DType::kBf16;
+    PrefillMaps maps = {};
     for (int w = 0; w < kNumWays; ++w) {
-      order.rows[w] = group.rows[w];
-      order.slots[w] = round.count[w];
+      const int first = round.first[w], count = round.count[w];
+      WayView& way = in_scratch.layer.ways[w];
+      way.num_slots = count;
       if (bytes[w] == 0) continue;
       pages.ways[w] = {.pages = group.pages[w],
                        .num_pages = group.num_pages[w],
-                       .first_slot = round.first[w],
-                       .num_slots = round.count[w],
+                       .first_slot = first,
+                       .num_slots = count,
                        .to = at};
-      maps.first_slots[w] = round.first[w];
-      LS_TRY(EncodeMaps({.kv = at,
-                         .page_stride = static_cast<size_t>(round.count[w]) * part_bytes,
-                         .kv_bytes = part_bytes,
-                         .num_slots = round.count[w],
-                         .num_pages = static_cast<size_t>(group.num_pages[w])},
-                        args.layer.head_dim, w, &maps));
+      way.kv = at;
+      way.kv_bytes = part_bytes;
+      way.page_stride = static_cast<size_t>(count) * part_bytes;
+      way.first_slot = first;
+      way.first_entry += first;
+      way.heads += first;
+      if (HasSm90Prefill(layout)) {
+        LS_TRY(EncodeMaps(way, static_cast<size_t>(group.num_pages[w]), layout.head_dim,
+                          &maps.keys[w], &maps.values[w]));
+      }
       at += bytes[w];
     }
     LS_CUDA(LaunchDequantizePages(pages, stream_));
-    LS_CUDA(
-        LaunchPrefillAttentionSm90(args, maps, order, reinterpret_cast<int*>(scratch), stream_));
+    LS_TRY(LaunchPrefill(in_scratch, group, HasSm90Prefill(layout) ? &maps : nullptr, counter));
   }
+  return Status();
+}
+
+// Over bf16 pages. `maps`: for Hopper's kernel; nullptr: the other one.
+Status CudaBackend::LaunchPrefill(const AttentionArgs& args,
+                                  const PrefillGroup& group,
+                                  const PrefillMaps* maps,
+                                  std::byte* counter) {
+  if (maps == nullptr) {
+    LS_CUDA(LaunchPrefillAttention(args, stream_));
+    return Status();
+  }
+  PrefillOrder order = {.heads = args.layer.group,
+                        .slots_at_once = SlotsThatFitL2(args.layer, group.most_pages)};
+  for (int w = 0; w < kNumWays; ++w) {
+    order.rows[w] = group.rows[w];
+    order.slots[w] = args.layer.ways[w].num_slots;
+  }
+  LS_CUDA(LaunchPrefillAttentionSm90(args, *maps, order, reinterpret_cast<int*>(counter), stream_));
   return Status();
 }
 

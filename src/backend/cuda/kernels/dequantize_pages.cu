@@ -1,5 +1,5 @@
-// dequantize_pages: quantised pages as bf16 pages, for the prefill of prefill_attention_sm90.cu,
-// whose operands are copied by TMA as they lie (ADR 0036).
+// dequantize_pages: quantised pages as bf16 pages, once per chunk of a prompt, for prefill kernels
+// that read each of them with hundreds of tiles of queries (ADR 0036).
 //
 // One block per (page, slot), 256 threads. Each takes vectors of eight elements of K and V^T, and
 // loads all of them before it widens the first: K and V are read once and written once, so bytes in
@@ -73,8 +73,14 @@ cudaError_t Launch(const DequantizePagesArgs& args, cudaStream_t stream) {
   if (parts == 0) return cudaSuccess;
   const auto grid = static_cast<unsigned>(parts);
   switch (args.layer.head_dim) {
+    case 32:
+      DequantizePagesKernel<T, 32><<<grid, kThreads, 0, stream>>>(args);
+      break;
     case 64:
       DequantizePagesKernel<T, 64><<<grid, kThreads, 0, stream>>>(args);
+      break;
+    case 96:
+      DequantizePagesKernel<T, 96><<<grid, kThreads, 0, stream>>>(args);
       break;
     case 128:
       DequantizePagesKernel<T, 128><<<grid, kThreads, 0, stream>>>(args);

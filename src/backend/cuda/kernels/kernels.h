@@ -202,19 +202,18 @@ struct AttentionArgs {
 };
 // Head dims with kernels, for every op here.
 bool HasAttentionKernels(int head_dim);
+// Over bf16 pages.
 cudaError_t LaunchPrefillAttention(const AttentionArgs& args, cudaStream_t stream);
 
-// The same on Hopper, over bf16 pages: those of a layer as TMA sees them, per way.
+// The same on Hopper: the pages of a layer as TMA sees them, per way.
 struct PrefillMaps {
-  CUtensorMap keys[kNumWays];      // (element of 64, token, part of head_dim, slot, page)
-  CUtensorMap values[kNumWays];    // (token, element, slot, page)
-  int first_slots[kNumWays] = {};  // of the layer, which the maps begin with
+  CUtensorMap keys[kNumWays];    // (element of 64, token, part of head_dim, slot, page)
+  CUtensorMap values[kNumWays];  // (token, element, slot, page)
 };
 bool HasSm90Prefill(int head_dim);
 // Positions are below this there.
 inline constexpr int kMaxSm90PrefillTokens = 1 << 30;
-// plan.order holds rows as `order` counts them; its slots are those of the maps. `next_item`:
-// scratch for a counter.
+// plan.order holds rows as `order` counts them. `next_item`: scratch for a counter.
 cudaError_t LaunchPrefillAttentionSm90(const AttentionArgs& args,
                                        const PrefillMaps& maps,
                                        const PrefillOrder& order,
@@ -223,8 +222,7 @@ cudaError_t LaunchPrefillAttentionSm90(const AttentionArgs& args,
 
 // --- dequantize_pages.cu
 // Slots of quantised pages of a layer as bf16 pages: [page][slot], parts as bf16 ones lie
-// (kernels/kv_part.cuh), with the bits that the other kernels dequantise to. head_dim as
-// HasSm90Prefill().
+// (kernels/kv_part.cuh), with the bits that the other kernels dequantise to.
 struct DequantizeWay {
   const PageId* pages = nullptr;  // [num_pages]
   int num_pages = 0;

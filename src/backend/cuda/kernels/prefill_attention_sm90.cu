@@ -91,16 +91,12 @@ __device__ uint16_t* Swizzled(uint16_t (*rows)[kRowElements], int row, int colum
 }
 
 // Item i in `item`; false if there is none of this number, or its row is of another slot only.
-__device__ bool FindItem(const AttentionArgs& args,
-                         const PrefillMaps& maps,
-                         const PrefillOrder& order,
-                         int i,
-                         Item* item) {
-  const auto [exists, way, row_index, slot_of_maps, head] = order.At(i);
+__device__ bool FindItem(const AttentionArgs& args, const PrefillOrder& order, int i, Item* item) {
+  const auto [exists, way, row_index, slot, head] = order.At(i);
   if (!exists) return false;
-  const int slot = maps.first_slots[way] + slot_of_maps;
   const PlanRow row = args.plan.rows[args.plan.order[row_index]];
-  if (row.slot != kAllSlots && row.slot != slot) return false;
+  const int layer_slot = args.layer.ways[way].first_slot + slot;
+  if (row.slot != kAllSlots && row.slot != layer_slot) return false;
   *item = {row, way, slot, args.layer.ways[way].heads[slot] * args.layer.group + head, false};
   return true;
 }
@@ -126,8 +122,8 @@ __device__ void ProduceSteps(const AttentionArgs& args,
                              Ahead ahead) {
   const WayView& way = args.layer.ways[item.way];
   const PageId* table = args.sequences[item.row.sequence].pages[item.way];
-  const int way_index = item.way, slot = item.slot - maps.first_slots[item.way];
-  PageCursor cursor(PagesOf(args.plan, item.row, way.first_entry + item.slot));
+  const int way_index = item.way, slot = item.slot;
+  PageCursor cursor(PagesOf(args.plan, item.row, way.first_entry + slot));
   PageIdx first = cursor.Next();
   int step = 0;
   for (bool last = false; !last; ++step, turns.Advance()) {
@@ -179,7 +175,7 @@ __device__ void Produce(const AttentionArgs& args,
     Item& item = shared.items[next.buffer];
     Wait(&shared.q_empty[next.buffer], next.parity ^ 1);
     const auto take = [&] { return static_cast<int>(gridDim.x) + atomicAdd(next_item, 1); };
-    while (i < num_items && !FindItem(args, maps, order, i, &item)) i = take();
+    while (i < num_items && !FindItem(args, order, i, &item)) i = take();
     item.end = i >= num_items;
     if (!item.end) i = take();
     Arrive(&shared.item_full[next.buffer]);
