@@ -37,6 +37,9 @@ Json Settings(const EvalOptions& options, const EngineInfo& info) {
       {"sparse_recent_tokens", Json(attention.recent_tokens)},
       {"sparse_prefill_recent_tokens", Json(attention.prefill_recent_tokens)},
       {"sparse_min_context", Json(attention.min_context)},
+      {"sparse_prefill_threshold", Json(attention.prefill_threshold)},
+      {"sparse_prefill_max_tokens", Json(attention.prefill_max_tokens)},
+      {"sparse_prefill_min_context", Json(attention.prefill_min_position)},
       {"selector_interval", Json(attention.selector_interval)},
       {"streaming_heads", Json(config.streaming_heads)},
   };

@@ -22,7 +22,7 @@ std::string_view Name(AttentionMode mode);
 std::optional<AttentionMode> ParseAttentionMode(std::string_view name);
 
 inline constexpr double kDefaultPrefillThreshold = 0.9;
-inline constexpr int kDefaultPrefillMaxTokens = 0;
+inline constexpr int kDefaultPrefillMaxTokens = 16384;
 inline constexpr int64_t kMinBlockSparsePosition = 4096;
 
 struct AttentionSettings {

@@ -132,6 +132,15 @@ TEST(EvalNiah, TableFilesAndResume) {
   std::vector<std::string> other = command;
   other.insert(other.end(), {"--seed", "2"});
   ExpectError(Eval(other), 1, "\"seed\" is 1, expected 2");
+  // What is read of a prompt makes another measurement.
+  for (const auto& [flag, value, error] :
+       {std::tuple{"--sparse-prefill-threshold", "0.5", "\"sparse_prefill_threshold\" is 0.9"},
+        {"--sparse-prefill-max-tokens", "4096", "\"sparse_prefill_max_tokens\" is 16384"},
+        {"--sparse-prefill-min-context", "0", "\"sparse_prefill_min_context\" is 4096"}}) {
+    other = command;
+    other.insert(other.end(), {flag, value});
+    ExpectError(Eval(other), 1, error);
+  }
 }
 
 TEST(EvalNiah, InterruptKeepsWhatIsDone) {

@@ -2,16 +2,23 @@
 // head_dim 128, half of the KV heads streaming): prefill dense, half streaming and with seeded
 // block lists, at once and in chunks over pages of every type; decode dense and selected, with
 // selection. Decode ops are captured in a graph of several layers, whose pages do not all fit the
-// L2 cache, and replayed. One line per figure; with a file name that is not empty also JSON Lines.
-// `cuda_attention_bench [auto|sm80|sm90 [JSON_FILE [prefill|decode]]]`.
+// L2 cache, and replayed. One line per figure; with a file name also JSON Lines; with a name only
+// the figures whose names begin with it, say "prefill 32K dense".
+// `cuda_attention_bench [auto|sm80|sm90 [JSON_FILE [NAME]]]`.
+//
+// Times are taken under load, as in a long prompt. Dense prefill is timed on a rested chip too, as
+// kernels are often compared: single launches with pauses, at clocks that power does not limit.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <functional>
 #include <string>
+#include <string_view>
+#include <thread>
 #include <vector>
 
 #include "backend/cuda/cuda_backend.h"
@@ -33,29 +40,36 @@ constexpr int kDecodeWindow = 256;
 constexpr int kBudgetPages = 64;
 constexpr float kScale = 0.08838835f;
 constexpr double kWarmUpMilliseconds = 300;
+constexpr int kRestedSamples = 11;
+constexpr std::chrono::milliseconds kRest(2000), kPause(300);
 
-struct Figure {
-  std::string what;
-  double milliseconds = 0;   // median
-  double low = 0, high = 0;  // of the samples, 10th and 90th percentile
-  double flop = 0, bytes = 0;
-};
+enum class Protocol : uint8_t { kLoaded, kLoadedAndRested };
+
+// The sample below which `share` of `samples` lie.
+double Percentile(std::vector<double>& samples, double share) {
+  std::sort(samples.begin(), samples.end());
+  const double last = static_cast<double>(samples.size() - 1);
+  return samples[static_cast<size_t>(std::lround(share * last))];
+}
 
 class Bench {
  public:
-  Bench(std::unique_ptr<CudaBackend> backend, GpuInfo gpu, std::string json)
-      : backend_(std::move(backend)), gpu_(std::move(gpu)), json_(std::move(json)) {}
+  // Measures the figures whose names begin with `only`.
+  Bench(std::unique_ptr<CudaBackend> backend, GpuInfo gpu, std::string json, std::string only)
+      : backend_(std::move(backend)),
+        gpu_(std::move(gpu)),
+        json_(std::move(json)),
+        only_(std::move(only)) {}
 
-  // `only`: prefill, decode or, for both, nothing.
-  Status Run(const std::string& only) {
+  Status Run() {
     std::printf("%s\n", Describe(gpu_).c_str());
     LS_TRY(MakeInputs());
-    for (const int64_t tokens : {int64_t{32768}, int64_t{131072}}) {
-      if (only == "decode") break;
-      LS_TRY(Prefill(tokens));
+    for (const int64_t tokens : {8192, 32768, 131072}) LS_TRY(Prefill(tokens));
+    for (const int64_t tokens : {32768, 131072}) {
+      if (!MayWant("chunked")) break;
       for (const DType dtype : kKvDTypes) LS_TRY(PrefillInChunks(tokens, dtype));
     }
-    if (only == "prefill") return Status();
+    if (!MayWant("decode")) return Status();
     for (const auto& [tokens, batch] :
          {std::pair<int64_t, int>{131072, 1}, {262144, 1}, {131072, 8}}) {
       for (const DType dtype : kKvDTypes) {
@@ -74,6 +88,11 @@ class Bench {
     std::vector<std::vector<PageId>> ids;
     std::vector<SequencePages> sequences;
   };
+
+  // Whether names that begin with `start` may be among those to measure.
+  bool MayWant(std::string_view start) const {
+    return start.starts_with(only_) || std::string_view(only_).starts_with(start);
+  }
 
   Status MakeInputs() {
     Rng rng(1);
@@ -243,11 +262,14 @@ class Bench {
       return Status();
     };
     const std::string what =
-        StrCat("prefill ", first_token > 0 ? StrCat(tokens - first_token, " of ") : "",
-               tokens / 1024, "K ", streaming ? "half streaming" : "dense",
+        StrCat(in_chunks ? "chunked prefill " : "prefill ",
+               first_token > 0 ? StrCat(tokens - first_token, " of ") : "", tokens / 1024, "K ",
+               streaming ? "half streaming" : "dense",
                density < 1 ? StrCat(", lists of ", static_cast<int>(density * 100), "%") : "",
-               in_chunks ? StrCat(", in chunks, ", Name(cache.layout.dtype)) : "");
-    return Report(what, 1, 4.0 * keys * kHeadDim, 0, run, tokens > 65536 ? 3 : 7);
+               in_chunks ? StrCat(", ", Name(cache.layout.dtype)) : "");
+    return Report(
+        what, 1, 4.0 * keys * kHeadDim, 0, run, tokens > 65536 ? 3 : 7,
+        density < 1 || streaming || in_chunks ? Protocol::kLoaded : Protocol::kLoadedAndRested);
   }
 
   Status Prefill(int64_t tokens) {
@@ -400,7 +422,9 @@ class Bench {
                 double flop,
                 double bytes,
                 const std::function<Status()>& run,
-                int samples) {
+                int samples,
+                Protocol protocol = Protocol::kLoaded) {
+    if (!what.starts_with(only_)) return Status();
     LS_TRY(run());  // sizes the scratch and makes the copies, which a graph may not
     cudaStream_t stream = backend_->stream();
     LS_CUDA(cudaStreamSynchronize(stream));
@@ -411,66 +435,80 @@ class Bench {
     LS_CUDA(cudaStreamEndCapture(stream, &graph));
     LS_TRY(Status(captured));
     LS_CUDA(cudaGraphInstantiate(&exec, graph, 0));
-    cudaEvent_t begin = nullptr, end = nullptr;
-    LS_CUDA(cudaEventCreate(&begin));
-    LS_CUDA(cudaEventCreate(&end));
     // The clock of the chip settles over some tenths of a second of load.
-    std::vector<double> times;
+    std::vector<double> times, rested;
     double warm_up = 0;
     while (times.size() < static_cast<size_t>(samples)) {
-      LS_CUDA(cudaEventRecord(begin, stream));
-      LS_CUDA(cudaGraphLaunch(exec, stream));
-      LS_CUDA(cudaEventRecord(end, stream));
-      LS_CUDA(cudaStreamSynchronize(stream));
-      float milliseconds = 0;
-      LS_CUDA(cudaEventElapsedTime(&milliseconds, begin, end));
-      if (warm_up >= kWarmUpMilliseconds) times.push_back(double{milliseconds} / parts);
-      warm_up += double{milliseconds};
+      const double milliseconds = LS_TRY(Replay(exec));
+      if (warm_up >= kWarmUpMilliseconds) times.push_back(milliseconds / parts);
+      warm_up += milliseconds;
     }
-    LS_CUDA(cudaEventDestroy(begin));
-    LS_CUDA(cudaEventDestroy(end));
+    if (protocol == Protocol::kLoadedAndRested) {
+      std::this_thread::sleep_for(kRest);
+      while (rested.size() < kRestedSamples) {
+        std::this_thread::sleep_for(kPause);
+        rested.push_back(LS_TRY(Replay(exec)) / parts);
+      }
+    }
     LS_CUDA(cudaGraphExecDestroy(exec));
     LS_CUDA(cudaGraphDestroy(graph));
-    std::sort(times.begin(), times.end());
-    const auto at = [&](double share) {
-      return times[static_cast<size_t>(share * static_cast<double>(times.size() - 1) + 0.5)];
-    };
-    std::printf("%-44s | %10.4f ms [%8.4f, %8.4f]", what.c_str(), at(0.5), at(0.1), at(0.9));
-    if (flop > 0) std::printf(" | %7.1f TFLOP/s", flop / at(0.5) * 1e-9);
-    if (bytes > 0) std::printf(" | %7.1f GB/s", bytes / at(0.5) * 1e-6);
+    const double median = Percentile(times, 0.5);
+    const double low = Percentile(times, 0.1), high = Percentile(times, 0.9);
+    std::printf("%-44s | %10.4f ms [%8.4f, %8.4f]", what.c_str(), median, low, high);
+    if (flop > 0) std::printf(" | %7.1f TFLOP/s", flop / median * 1e-9);
+    if (bytes > 0) std::printf(" | %7.1f GB/s", bytes / median * 1e-6);
+    if (!rested.empty()) std::printf(" | rested %8.4f ms", Percentile(rested, 0.5));
     std::printf("\n");
     std::fflush(stdout);
     if (json_.empty()) return Status();
-    std::ofstream(json_, std::ios::app)
-        << "{\"what\":\"" << what << "\",\"ms\":" << at(0.5) << ",\"p10_ms\":" << at(0.1)
-        << ",\"p90_ms\":" << at(0.9) << ",\"flop\":" << flop << ",\"bytes\":" << bytes
-        << ",\"gpu\":\"" << gpu_.name << "\",\"driver\":" << gpu_.driver_version << "}\n";
+    std::ofstream file(json_, std::ios::app);
+    file << "{\"what\":\"" << what << "\",\"ms\":" << median << ",\"p10_ms\":" << low
+         << ",\"p90_ms\":" << high << ",\"flop\":" << flop << ",\"bytes\":" << bytes;
+    if (!rested.empty()) file << ",\"rested_milliseconds\":" << Percentile(rested, 0.5);
+    file << ",\"gpu\":\"" << gpu_.name << "\",\"driver\":" << gpu_.driver_version << "}\n";
     return Status();
+  }
+
+  // Launches the graph and returns the milliseconds that it took.
+  Result<double> Replay(cudaGraphExec_t exec) {
+    cudaStream_t stream = backend_->stream();
+    cudaEvent_t begin = nullptr, end = nullptr;
+    LS_CUDA(cudaEventCreate(&begin));
+    LS_CUDA(cudaEventCreate(&end));
+    LS_CUDA(cudaEventRecord(begin, stream));
+    LS_CUDA(cudaGraphLaunch(exec, stream));
+    LS_CUDA(cudaEventRecord(end, stream));
+    LS_CUDA(cudaStreamSynchronize(stream));
+    float milliseconds = 0;
+    LS_CUDA(cudaEventElapsedTime(&milliseconds, begin, end));
+    LS_CUDA(cudaEventDestroy(begin));
+    LS_CUDA(cudaEventDestroy(end));
+    return double{milliseconds};
   }
 
   std::unique_ptr<CudaBackend> backend_;
   GpuInfo gpu_;
-  std::string json_;
+  std::string json_, only_;
   Buffer q_, out_;
 };
 
 Status Main(const std::string& kernels, const std::string& json, const std::string& only) {
   const GpuInfo gpu = LS_TRY(ProbeGpus()).front();
-  Bench bench(LS_TRY(CudaBackend::Make(gpu, {.kernels = kernels, .graphs = false})), gpu, json);
-  return bench.Run(only);
+  Bench bench(LS_TRY(CudaBackend::Make(gpu, {.kernels = kernels, .graphs = false})), gpu, json,
+              only);
+  return bench.Run();
 }
 
 }  // namespace
 }  // namespace lserve
 
 int main(int argc, char** argv) {
-  const std::string only = argc > 3 ? argv[3] : "";
-  if (argc > 4 || (!only.empty() && only != "prefill" && only != "decode")) {
-    std::fprintf(stderr, "usage: %s [auto|sm80|sm90 [JSON_FILE [prefill|decode]]]\n", argv[0]);
+  if (argc > 4) {
+    std::fprintf(stderr, "usage: %s [auto|sm80|sm90 [JSON_FILE [NAME]]]\n", argv[0]);
     return 2;
   }
   const lserve::Status status =
-      lserve::Main(argc > 1 ? argv[1] : "auto", argc > 2 ? argv[2] : "", only);
+      lserve::Main(argc > 1 ? argv[1] : "auto", argc > 2 ? argv[2] : "", argc > 3 ? argv[3] : "");
   if (status.ok()) return 0;
   std::fprintf(stderr, "%s\n", status.message().c_str());
   return 1;
