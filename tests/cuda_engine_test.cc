@@ -23,11 +23,11 @@ class CudaEngine : public testing::Test {
     ASSERT_TRUE(made.ok()) << made.message();
   }
 
-  static RandomModelShape Shape() {
+  static RandomModelShape Shape(int64_t head_dim = 32) {
     RandomModelShape shape;
     shape.hidden = 128;
     shape.intermediate = 192;
-    shape.head_dim = 32;
+    shape.head_dim = head_dim;
     shape.kinds = {0, 1, 1, 1, 1, 0};
     return shape;
   }
@@ -55,6 +55,25 @@ class CudaEngine : public testing::Test {
       requests.push_back(std::move(request));
     }
     return requests;
+  }
+
+  // Prompts whole and in chunks, alone and in company.
+  static void ExpectAnswersToDependOnTheRequestAlone(EngineConfig config) {
+    config.batch_invariant = true;
+    const bool selects = config.attention.prefill_threshold > 0;
+    const std::unique_ptr<Engine> whole = MakeEngine(config);
+    const std::vector<Answer> together = RunAll(*whole, Requests(false));
+    config.max_num_batched_tokens = 136;
+    const std::unique_ptr<Engine> chunked = MakeEngine(config);
+    std::vector<Request> alone = Requests(false);
+    for (size_t i = 0; i < alone.size(); ++i) {
+      const Answer answer = RunOne(*chunked, std::move(alone[i]));
+      EXPECT_EQ(answer.stats.tile_selections > 0, selects && i > 0);
+      EXPECT_EQ(answer.tokens.size(), 70u) << answer.error.message();
+      EXPECT_EQ(answer.tokens, together[i].tokens) << "request " << i;
+      EXPECT_TRUE(SameBits(answer.prompt_logits, together[i].prompt_logits)) << "request " << i;
+      EXPECT_TRUE(SameBits(answer.token_logits, together[i].token_logits)) << "request " << i;
+    }
   }
 
   RandomCheckpoint checkpoint_{Shape()};
@@ -131,31 +150,60 @@ TEST_F(CudaEngine, Fp8PagesCostWhatTheyCostTheReference) {
   EXPECT_NEAR(gpu / reference, 1, 0.25);
 }
 
-// Prompts whole and in chunks, alone and in company: rows of a product come 1 to 8192 at a time,
-// and tile lists are chosen for one tile or for many. As engine_exactness_test.cc asks of the CPU.
+// Rows of a product come 1 to 8192 at a time, and tile lists are chosen for one tile or for many.
+// As engine_exactness_test.cc asks of the CPU.
 TEST_F(CudaEngine, BatchInvariantAnswersDependOnTheRequestAlone) {
   for (const char* quantization : {"none", "int8", "int4"}) {
     for (const double threshold : {0.0, 0.8}) {
       SCOPED_TRACE(StrCat("weights ", quantization, ", prefill threshold ", threshold));
       EngineConfig config = Config();
-      config.batch_invariant = true;
       config.quantization = quantization;
       config.attention.prefill_threshold = threshold;
       config.attention.prefill_min_position = 0;
-      const std::unique_ptr<Engine> whole = MakeEngine(config);
-      const std::vector<Answer> together = RunAll(*whole, Requests(false));
-      config.max_num_batched_tokens = 136;
-      const std::unique_ptr<Engine> chunked = MakeEngine(config);
-      std::vector<Request> alone = Requests(false);
-      for (size_t i = 0; i < alone.size(); ++i) {
-        const Answer answer = RunOne(*chunked, std::move(alone[i]));
-        EXPECT_EQ(answer.stats.tile_selections > 0, threshold > 0 && i > 0);
-        EXPECT_EQ(answer.tokens.size(), 70u) << answer.error.message();
-        EXPECT_EQ(answer.tokens, together[i].tokens) << "request " << i;
-        EXPECT_TRUE(SameBits(answer.prompt_logits, together[i].prompt_logits)) << "request " << i;
-        EXPECT_TRUE(SameBits(answer.token_logits, together[i].token_logits)) << "request " << i;
-      }
+      ExpectAnswersToDependOnTheRequestAlone(config);
     }
+  }
+}
+
+// With head_dim 64 Hopper's prefill kernel runs, over quantised pages as over others.
+TEST_F(CudaEngine, BatchInvariantAnswersOverPagesOfEveryType) {
+  const RandomCheckpoint checkpoint(Shape(64));
+  for (const char* kv_dtype : {"bf16", "int8", "fp8", "int4"}) {
+    for (const double threshold : {0.0, 0.8}) {
+      SCOPED_TRACE(StrCat("KV ", kv_dtype, ", prefill threshold ", threshold));
+      EngineConfig config = Config();
+      config.model_dir = checkpoint.dir();
+      config.kv_cache_dtype = kv_dtype;
+      config.attention.prefill_threshold = threshold;
+      config.attention.prefill_min_position = 0;
+      ExpectAnswersToDependOnTheRequestAlone(config);
+    }
+  }
+}
+
+// A prefix ends within a tile, so that the streaming heads of what follows begin at another page
+// than they would in the whole tile.
+TEST_F(CudaEngine, BatchInvariantPrefixHitsEqualRecomputation) {
+  const RandomCheckpoint checkpoint(Shape(64));
+  for (const char* kv_dtype : {"bf16", "int8", "fp8", "int4"}) {
+    SCOPED_TRACE(kv_dtype);
+    EngineConfig config = Config();
+    config.model_dir = checkpoint.dir();
+    config.kv_cache_dtype = kv_dtype;
+    config.batch_invariant = true;
+    config.attention.prefill_threshold = 0;
+    Request request = Requests(false)[1];
+    const Answer expected = RunOne(*MakeEngine(config), request);
+    const std::unique_ptr<Engine> engine = MakeEngine(config);
+    Request first = request;
+    first.prompt.resize(600);
+    first.keep_prefix = 600;
+    first.max_tokens = 1;
+    EXPECT_EQ(RunOne(*engine, first).tokens.size(), 1u);
+    const Answer hit = RunOne(*engine, request);
+    EXPECT_EQ(hit.stats.cached_tokens, 600);
+    EXPECT_EQ(hit.tokens, expected.tokens) << hit.error.message();
+    EXPECT_TRUE(SameBits(hit.token_logits, expected.token_logits));
   }
 }
 

@@ -2,6 +2,7 @@
 // no_cuda.cc in builds without CUDA.
 #pragma once
 
+#include <cstddef>
 #include <memory>
 #include <string>
 
@@ -11,10 +12,15 @@
 
 namespace lserve {
 
+// Two heads of 1M tokens at head_dim 128; a whole layer of Llama-3-8B at 256K.
+inline constexpr size_t kPrefillScratchBytes = size_t{1} << 30;
+
 struct CudaOptions {
   std::string kernels = "auto";  // auto, sm80, sm90
   bool graphs = true;            // decode steps are replayed as CUDA graphs
   bool batch_invariant = false;  // no row's result depends on the others of its op (ADR 0034)
+  // For quantised pages as bf16 (ADR 0036); one head of one sequence takes what it needs.
+  size_t prefill_scratch_bytes = kPrefillScratchBytes;
 };
 
 // kUnsupported for a GPU that is too old, or in a build without CUDA.

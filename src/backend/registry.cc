@@ -3,7 +3,6 @@
 #include <vector>
 
 #include "backend/cpu/cpu_backend.h"
-#include "backend/cuda_factory.h"
 #include "backend/cuda_probe.h"
 #include "backend/reference/reference_backend.h"
 #include "base/log.h"
@@ -20,7 +19,8 @@ Result<std::unique_ptr<Backend>> MakeCuda(const std::string& device, const Backe
     if (StrCat(gpu.index) == number)
       return MakeCudaBackend(gpu, {.kernels = config.kernels,
                                    .graphs = config.cuda_graphs,
-                                   .batch_invariant = config.batch_invariant});
+                                   .batch_invariant = config.batch_invariant,
+                                   .prefill_scratch_bytes = config.prefill_scratch_bytes});
   }
   return Status(Code::kNotFound, StrCat("--device ", device, ": this machine has ", gpus.size(),
                                         " GPU(s), expected cuda:0 to cuda:", gpus.size() - 1));

@@ -1,10 +1,12 @@
 // Makes a backend from what the user asked for; the only file that knows them all.
 #pragma once
 
+#include <cstddef>
 #include <memory>
 #include <string>
 
 #include "backend/backend.h"
+#include "backend/cuda_factory.h"
 #include "base/status.h"
 
 namespace lserve {
@@ -16,6 +18,7 @@ struct BackendConfig {
   std::string kernels = "auto";  // of a GPU: auto, sm80, sm90
   bool cuda_graphs = true;       // decode steps are replayed as CUDA graphs
   bool batch_invariant = false;  // of a GPU: no row's result depends on the others of its op
+  size_t prefill_scratch_bytes = kPrefillScratchBytes;  // of a GPU, for tests: CudaOptions
 };
 
 Result<std::unique_ptr<Backend>> MakeBackend(const BackendConfig& config);

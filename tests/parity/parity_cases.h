@@ -35,8 +35,10 @@ struct Subject {
   bool is_batch_invariant() const { return !is_cuda() || config.batch_invariant; }
   // What it has to store keys and values as.
   bool HasKvType(DType dtype) const { return dtype != DType::kFp8 || config.device != "cpu"; }
-  // Masks and lists do not depend on it; the reference's time does.
-  int small_head_dim() const { return is_cuda() ? 32 : 16; }
+  bool is_sm90() const { return is_cuda() && config.kernels == "sm90"; }
+  // Masks and lists do not depend on it; the reference's time does. Hopper has a prefill kernel of
+  // its own from 64 on.
+  int small_head_dim() const { return is_sm90() ? 64 : is_cuda() ? 32 : 16; }
   // The GPU's attention kernels are made for these; other backends take any.
   bool Supports(int head_dim) const {
     return !is_cuda() || head_dim == 32 || head_dim == 64 || head_dim == 96 || head_dim == 128;

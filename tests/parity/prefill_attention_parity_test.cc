@@ -6,6 +6,19 @@
 namespace lserve::parity {
 namespace {
 
+// And a GPU with a scratch for one slot of one sequence, so that quantised pages take as many
+// rounds as they can.
+std::vector<Subject> SubjectsAndRounds() {
+  std::vector<Subject> subjects = Subjects();
+  for (const Subject& subject : Subjects()) {
+    if (!subject.is_cuda()) continue;
+    subjects.push_back(subject);
+    subjects.back().name += "_rounds";
+    subjects.back().config.prefill_scratch_bytes = 1;
+  }
+  return subjects;
+}
+
 class PrefillParity : public testing::TestWithParam<SubjectAndType> {
  protected:
   const Subject& subject() const { return std::get<0>(GetParam()); }
@@ -102,7 +115,7 @@ TEST_P(PrefillParity, EveryLayerReadsItsOwnPart) {
 // The prefix rule: neither tiles nor chunks nor threads nor physical pages change a bit.
 TEST_P(PrefillParity, BitsDependOnTheRowAlone) {
   const AttentionCase c = {.name = "bits",
-                           .head_dim = 32,
+                           .head_dim = std::max(32, subject().small_head_dim()),
                            .num_kv_heads = 3,
                            .kinds = {1, 0, 1},
                            .group = 3,
@@ -157,6 +170,46 @@ TEST_P(PrefillParity, BitsDependOnNoNeighbour) {
   EXPECT_TRUE(SameBits(joined, expected, cache.shape().q_cols()));
 }
 
+// A GPU reads of quantised pages what bf16 pages of the dequantised values would hold, and its sums
+// do not depend on how the pages came to its kernel: all in one round, or in any other number.
+TEST_P(PrefillParity, AttendsAsToBf16PagesOfTheSameValues) {
+  if (!subject().is_cuda() || dtype() == DType::kBf16) return;
+  for (const int head_dim : {32, 64, 96, 128}) {
+    const AttentionCase c = {.head_dim = head_dim,
+                             .num_kv_heads = 5,
+                             .kinds = {1, 0, 1, 1, 0},
+                             .group = 3,
+                             .contexts = {300, 0, 64, 131},
+                             .num_queries = 140,
+                             .sink_end = 70,
+                             .window = 100};
+    const TokenFill random = RandomTokens(5, head_dim);
+    const TokenFill stored = [&](const TokenAt& at, float* k, float* v) {
+      random(at, k, v);
+      for (float* x : {k, v}) {
+        const std::vector<float> values = Stored(std::vector<float>(x, x + head_dim), dtype());
+        std::copy(values.begin(), values.end(), x);
+      }
+    };
+    const std::vector<float> q = RandomQueries(c);
+    const std::unique_ptr<Backend> backend = Make(subject());
+    KvHarness plain(*backend, c.Shape(DType::kBf16), stored, 5);
+    plain.Fill();
+    const std::vector<float> expected = plain.Attend(Op::kPrefill, q, MakePlan(c));
+    // A part is 256 bytes times head_dim; three slots of the longest sequence are 21 parts.
+    for (const size_t parts : {0, 8, 21, 1000}) {
+      SCOPED_TRACE(StrCat("head_dim ", head_dim, ", ", parts, " parts"));
+      Subject other = subject();
+      other.config.prefill_scratch_bytes = parts * 256 * static_cast<size_t>(head_dim);
+      const std::unique_ptr<Backend> in_rounds = Make(other);
+      KvHarness cache(*in_rounds, c.Shape(dtype()), random, 6);
+      cache.Fill();
+      ASSERT_TRUE(
+          SameBits(cache.Attend(Op::kPrefill, q, MakePlan(c)), expected, cache.shape().q_cols()));
+    }
+  }
+}
+
 TEST(PrefillParityCases, PlantedErrorsAreCaught) {
   // One key more or less at either edge, in the expected counts themselves.
   AttentionCase c = {.head_dim = 16, .contexts = {331}, .num_queries = 70};
@@ -193,7 +246,7 @@ TEST(PrefillParityCases, PlantedErrorsAreCaught) {
 
 INSTANTIATE_TEST_SUITE_P(All,
                          PrefillParity,
-                         testing::ValuesIn(WithKvTypes(Subjects())),
+                         testing::ValuesIn(WithKvTypes(SubjectsAndRounds())),
                          SubjectTypeName);
 
 }  // namespace

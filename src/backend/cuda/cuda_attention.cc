@@ -1,12 +1,13 @@
-// The ops that read and write the cache: what the host works out for their kernels.
+// The ops that read and write the cache: what the host works out for their kernels. That of prefill
+// is in cuda_prefill.cc.
 #include <algorithm>
-#include <numeric>
 #include <vector>
 
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/cuda_kv_store.h"
 #include "backend/cuda/cuda_status.h"
 #include "backend/cuda/matrix_views.h"
+#include "backend/cuda/plan_pages.h"
 #include "base/check.h"
 #include "base/round_up.h"
 
@@ -15,52 +16,6 @@ namespace {
 
 // Scratch of one round of SelectTiles; more slots, then more requests take more rounds.
 constexpr size_t kMaxTileScratchBytes = size_t{512} << 20;
-
-// Pages a row reads; of a selected list, whose length only the device knows, `selected`.
-int NumPages(const PagePlan& plan, const PlanRow& row, int selected) {
-  int pages = row.newest.last - row.newest.first;
-  if (row.selection != kNoSelection) return pages + selected;
-  for (int i = 0; i < row.num_runs; ++i) {
-    const PageRun& run = plan.runs[static_cast<size_t>(row.first_run + i)];
-    pages += std::max(0, std::min(run.last, row.newest.first) - run.first);
-  }
-  return pages;
-}
-
-// Of `pages` those that the list of a row may hold.
-int Listable(const PagePlan& plan, const PlanRow& row, int pages) {
-  if (row.selection == kNoSelection) return pages;
-  const int most = plan.selections[static_cast<size_t>(row.selection)].max_pages;
-  return most > 0 ? std::min(pages, most) : pages;
-}
-
-int MostPages(const PagePlan& plan, const PlanRow& row) {
-  return NumPages(plan, row, Listable(plan, row, row.newest.first));
-}
-
-// Rows by falling number of pages (a list is taken for a quarter of what it chooses from, or all
-// it may hold), so that short ones fill the end of the grid.
-std::vector<int> LongestFirst(const PagePlan& plan) {
-  std::vector<int> costs;
-  for (const PlanRow& row : plan.rows) {
-    costs.push_back(NumPages(plan, row, Listable(plan, row, row.newest.first / 4)));
-  }
-  std::vector<int> order(plan.rows.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
-    return costs[static_cast<size_t>(a)] > costs[static_cast<size_t>(b)];
-  });
-  return order;
-}
-
-// Slots whose keys and values of one sequence, the longest, stay in the L2 cache together while
-// their queries pass over them.
-int SlotsThatFitL2(const KvLayout& layout, PageIdx pages) {
-  constexpr size_t kShare = size_t{24} << 20;  // of the 50 MiB of a Hopper
-  const size_t slot_bytes = static_cast<size_t>(pages) * layout.ways[0].head_bytes.kv;
-  return static_cast<int>(std::clamp<size_t>(kShare / std::max<size_t>(slot_bytes, 1), 1,
-                                             static_cast<size_t>(layout.num_kv_heads)));
-}
 
 // Blocks for a row. Sizes of grids and of scratch grow in steps, so that a step's graph serves the
 // next ones too; blocks beyond what a row needs end at once.
@@ -138,7 +93,8 @@ int Group(const KvLayout& layout, int num_q_heads) {
 
 }  // namespace
 
-// What the ops below take of attention_scratch_, each with the largest call that `limits` allows.
+// What the ops below and PrefillAttention take of attention_scratch_, each with the largest call
+// that `limits` allows.
 size_t CudaBackend::AttentionScratchBytes(const KvLayout& layout,
                                           const AttentionLimits& limits) const {
   AttentionArgs attention;
@@ -167,8 +123,8 @@ size_t CudaBackend::AttentionScratchBytes(const KvLayout& layout,
   const DecodeWork decode = {
       .num_items = static_cast<int>(limits.sequences) * kNumWays * NumDecodeSplits(pages),
       .num_queries = 1};
-  return std::max(
-      {DecodePartialBytes(attention, decode), SelectPagesScratchBytes(select), tile_bytes});
+  return std::max({DecodePartialBytes(attention, decode), SelectPagesScratchBytes(select),
+                   tile_bytes, PrefillScratchBytes(layout, limits)});
 }
 
 Result<const SequenceView*> CudaBackend::UploadSequences(std::span<const SequencePages> sequences) {
@@ -224,44 +180,6 @@ Result<AttentionArgs> CudaBackend::MakeAttentionArgs(const AttentionParams& para
   args.out = View(params.out);
   args.scale = params.scale;
   return args;
-}
-
-Status CudaBackend::PrefillAttention(const AttentionParams& params) {
-  LS_CHECK(!tracing_) << "prefill in RunStep";
-  const PagePlan& plan = *params.plan;
-  for (const PlanRow& row : plan.rows) LS_CHECK_LE(row.num_queries, kTileTokens);
-  AttentionArgs args = LS_TRY(MakeAttentionArgs(params));
-  const auto& store = static_cast<const CudaKvStore&>(*params.store);
-  const PrefillMaps* maps = nullptr;
-  if (kernels_ == CudaKernels::kSm90) maps = LS_TRY(store.Maps(params.layer));
-  if (const void* order = uploads_.Find(&plan); order != nullptr) {
-    args.plan.order = static_cast<const int*>(order);
-  } else {
-    std::vector<int> rows = LongestFirst(plan);
-    if (maps != nullptr) {
-      std::stable_partition(rows.begin(), rows.end(), [&](int row) {
-        return Index(plan.rows[static_cast<size_t>(row)].way) == 0;
-      });
-    }
-    args.plan.order = LS_TRY(uploads_.Upload(std::span<const int>(rows), &plan));
-  }
-  if (maps == nullptr) {
-    LS_CUDA(LaunchPrefillAttention(args, stream_));
-    return Status();
-  }
-  PrefillOrder order = {.heads = args.layer.group};
-  PageIdx most_pages = 0;
-  for (const PlanRow& row : plan.rows) {
-    LS_CHECK_LE(row.first_position, kMaxSm90PrefillTokens - kTileTokens);
-    ++order.rows[Index(row.way)];
-    most_pages = std::max(most_pages, row.newest.last);
-  }
-  for (int w = 0; w < kNumWays; ++w) order.slots[w] = args.layer.ways[w].num_slots;
-  order.slots_at_once = SlotsThatFitL2(store.layout(), most_pages);
-  std::byte* next_item = LS_TRY(attention_scratch_.Get(sizeof(int), stream_));
-  LS_CUDA(
-      LaunchPrefillAttentionSm90(args, *maps, order, reinterpret_cast<int*>(next_item), stream_));
-  return Status();
 }
 
 Result<int*> CudaBackend::DecodeCounters(size_t count) {

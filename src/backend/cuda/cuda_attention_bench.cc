@@ -1,9 +1,10 @@
 // Times the cache's ops on the GPU, one layer of Llama-3-8B's shape (32 query heads, 8 KV heads,
 // head_dim 128, half of the KV heads streaming): prefill dense, half streaming and with seeded
-// block lists; decode dense and selected, with selection. Decode ops are captured in a graph of
-// several layers, whose pages do not all fit the L2 cache, and replayed. One line per figure; with
-// a file name also JSON Lines; with a name only the figures whose names begin with it, say "prefill
-// 32K dense". `cuda_attention_bench [auto|sm80|sm90 [JSON_FILE [NAME]]]`.
+// block lists, at once and in chunks over pages of every type; decode dense and selected, with
+// selection. Decode ops are captured in a graph of several layers, whose pages do not all fit the
+// L2 cache, and replayed. One line per figure; with a file name also JSON Lines; with a name only
+// the figures whose names begin with it, say "prefill 32K dense".
+// `cuda_attention_bench [auto|sm80|sm90 [JSON_FILE [NAME]]]`.
 //
 // Times are taken under load, as in a long prompt. Dense prefill is timed on a rested chip too, as
 // kernels are often compared: single launches with pauses, at clocks that power does not limit.
@@ -64,6 +65,10 @@ class Bench {
     std::printf("%s\n", Describe(gpu_).c_str());
     LS_TRY(MakeInputs());
     for (const int64_t tokens : {8192, 32768, 131072}) LS_TRY(Prefill(tokens));
+    for (const int64_t tokens : {32768, 131072}) {
+      if (!MayWant("chunked")) break;
+      for (const DType dtype : kKvDTypes) LS_TRY(PrefillInChunks(tokens, dtype));
+    }
     if (!MayWant("decode")) return Status();
     for (const auto& [tokens, batch] :
          {std::pair<int64_t, int>{131072, 1}, {262144, 1}, {131072, 8}}) {
@@ -159,8 +164,15 @@ class Bench {
   }
 
   // `density`: share of a retrieval row's earlier tiles that are listed; 1: all, without a list.
-  Status TimePrefill(const Cache& cache, int64_t tokens, bool streaming, double density) {
-    PagePlan plan;
+  // The queries from `first_token` on, in chunks of kQueryRows, one after the other, or all at
+  // once.
+  Status TimePrefill(const Cache& cache,
+                     int64_t tokens,
+                     bool streaming,
+                     double density,
+                     bool in_chunks,
+                     int64_t first_token = 0) {
+    std::vector<PagePlan> plans;
     std::vector<int> counts;
     std::vector<PageRun> lists;
     const int64_t tiles = tokens / kTileTokens;
@@ -169,7 +181,11 @@ class Bench {
     const int capacity = static_cast<int>(tiles / 2 + 1);
     Rng rng(2);
     double keys = 0;  // (query, key) pairs of all heads
-    for (int64_t tile = 0; tile < tiles; ++tile) {
+    for (int64_t tile = first_token / kTileTokens; tile < tiles; ++tile) {
+      if (plans.empty() || (in_chunks && tile * kTileTokens % kQueryRows == 0)) {
+        plans.emplace_back();
+      }
+      PagePlan& plan = plans.back();
       for (const Way way : kWays) {
         if (cache.layout.way(way).num_slots(0) == 0) continue;
         PlanRow row;
@@ -223,35 +239,45 @@ class Bench {
                                   counts.size() * sizeof(int)));
     LS_TRY(backend_->CopyToDevice(device_lists.data.get(), lists.data(),
                                   lists.size() * sizeof(PageRun)));
-    for (size_t i = 0; i < plan.selections.size(); ++i) {
-      plan.selections[i].num_runs = device_counts.as<int>() + i * static_cast<size_t>(entries);
-      plan.selections[i].runs =
-          device_lists.as<PageRun>() + i * static_cast<size_t>(entries * capacity);
+    size_t list = 0;
+    for (PagePlan& plan : plans) {
+      for (SelectionTable& table : plan.selections) {
+        table.num_runs = device_counts.as<int>() + list * static_cast<size_t>(entries);
+        table.runs = device_lists.as<PageRun>() + list * static_cast<size_t>(entries * capacity);
+        ++list;
+      }
     }
     backend_->BeginStep();
     const auto run = [&] {
-      return backend_->PrefillAttention({.q = Queries(kQueryRows),
-                                         .out = Output(kQueryRows),
-                                         .num_q_heads = kQHeads,
-                                         .scale = kScale,
-                                         .store = cache.store.get(),
-                                         .layer = 0,
-                                         .sequences = cache.sequences,
-                                         .plan = &plan});
+      for (const PagePlan& plan : plans) {
+        LS_TRY(backend_->PrefillAttention({.q = Queries(kQueryRows),
+                                           .out = Output(kQueryRows),
+                                           .num_q_heads = kQHeads,
+                                           .scale = kScale,
+                                           .store = cache.store.get(),
+                                           .layer = 0,
+                                           .sequences = cache.sequences,
+                                           .plan = &plan}));
+      }
+      return Status();
     };
     const std::string what =
-        StrCat("prefill ", tokens / 1024, "K ", streaming ? "half streaming" : "dense",
-               density < 1 ? StrCat(", lists of ", static_cast<int>(density * 100), "%") : "");
-    return Report(what, 1, 4.0 * keys * kHeadDim, 0, run, tokens > 65536 ? 3 : 7,
-                  density < 1 || streaming ? Protocol::kLoaded : Protocol::kLoadedAndRested);
+        StrCat(in_chunks ? "chunked prefill " : "prefill ",
+               first_token > 0 ? StrCat(tokens - first_token, " of ") : "", tokens / 1024, "K ",
+               streaming ? "half streaming" : "dense",
+               density < 1 ? StrCat(", lists of ", static_cast<int>(density * 100), "%") : "",
+               in_chunks ? StrCat(", ", Name(cache.layout.dtype)) : "");
+    return Report(
+        what, 1, 4.0 * keys * kHeadDim, 0, run, tokens > 65536 ? 3 : 7,
+        density < 1 || streaming || in_chunks ? Protocol::kLoaded : Protocol::kLoadedAndRested);
   }
 
   Status Prefill(int64_t tokens) {
     const Cache cache = LS_TRY(Fill(tokens, 1, DType::kBf16, 1, kKvHeads / 2));
-    LS_TRY(TimePrefill(cache, tokens, false, 1));
-    LS_TRY(TimePrefill(cache, tokens, true, 1));
-    LS_TRY(TimePrefill(cache, tokens, true, 0.5));
-    LS_TRY(TimePrefill(cache, tokens, true, 0.25));
+    LS_TRY(TimePrefill(cache, tokens, false, 1, false));
+    LS_TRY(TimePrefill(cache, tokens, true, 1, false));
+    LS_TRY(TimePrefill(cache, tokens, true, 0.5, false));
+    LS_TRY(TimePrefill(cache, tokens, true, 0.25, false));
     // The estimate that would write such lists, for all rows.
     std::vector<TileSelectRequest> requests;
     const int entries = cache.layout.way(Way::kRetrieval).num_entries;
@@ -289,6 +315,14 @@ class Bench {
           return Status();
         },
         3);
+  }
+
+  // As an engine does, so that what is done once per chunk counts as often.
+  Status PrefillInChunks(int64_t tokens, DType dtype) {
+    const Cache cache = LS_TRY(Fill(tokens, 1, dtype, 1, kKvHeads / 2));
+    LS_TRY(TimePrefill(cache, tokens, false, 1, true));
+    LS_TRY(TimePrefill(cache, tokens, false, 1, true, tokens - kTileTokens));  // a question
+    return TimePrefill(cache, tokens, true, 0.25, true);
   }
 
   Status Decode(int64_t tokens, int batch, DType dtype) {

@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "backend/backend.h"
@@ -45,6 +46,7 @@ class CudaBackend : public Backend {
   Result<Buffer> ImportConstant(std::span<const std::byte> bytes) override;
   void BeginStep() override {
     uploads_.BeginStep();
+    prefill_groups_.clear();
     selected_in_step_ = false;
   }
   Status RunStep(const std::function<Status()>& ops) override;
@@ -73,11 +75,24 @@ class CudaBackend : public Backend {
   Status AppendKv(const AppendKvParams& params) override;
   Status SelectPages(const SelectPagesParams& params) override;
   Status SelectTiles(const SelectTilesParams& params) override;
-  Status PrefillAttention(const AttentionParams& params) override;
   Status DecodeAttention(const AttentionParams& params) override;
   Status PageLogSums(const PageLogSumsParams& params) override;
 
+  // cuda_prefill.cc
+  Status PrefillAttention(const AttentionParams& params) override;
+
  private:
+  // Rows of a plan that prefill kernels take at once, on the device.
+  struct PrefillGroup {
+    const int* order = nullptr;  // as PlanView
+    int rows[kNumWays] = {};
+    PageIdx most_pages = 0;  // up to the last of a row
+    const SequenceView* sequences = nullptr;
+    // Of quantised pages: what is dequantised. `sequences` then have places in it.
+    const PageId* pages[kNumWays] = {};
+    int num_pages[kNumWays] = {};
+  };
+
   CudaBackend(GpuInfo gpu,
               CudaKernels kernels,
               CudaOptions options,
@@ -103,6 +118,18 @@ class CudaBackend : public Backend {
 
   Result<const SequenceView*> UploadSequences(std::span<const SequencePages> sequences);
   Result<AttentionArgs> MakeAttentionArgs(const AttentionParams& params);
+  bool HasSm90Prefill(const KvLayout& layout) const;
+  size_t MostScratchParts(int head_dim) const;
+  size_t PrefillScratchBytes(const KvLayout& layout, const AttentionLimits& limits) const;
+  Result<std::span<const PrefillGroup>> PrefillGroups(const AttentionParams& params,
+                                                      const SequenceView* sequences);
+  Status PrefillInRounds(const KvLayout& layout,
+                         const AttentionArgs& args,
+                         const PrefillGroup& group);
+  Status LaunchPrefill(const AttentionArgs& args,
+                       const PrefillGroup& group,
+                       const PrefillMaps* maps,
+                       std::byte* counter);
   // Zeros, at least `count`, that kernels leave zero.
   Result<int*> DecodeCounters(size_t count);
   Status SelectTilesRound(SelectTilesArgs args, float scale);
@@ -127,10 +154,11 @@ class CudaBackend : public Backend {
   SelectorTimer selector_timer_;
   bool tracing_ = false;
   bool selected_in_step_ = false;
+  std::unordered_map<const PagePlan*, std::vector<PrefillGroup>> prefill_groups_;  // of the step
   Buffer decode_counters_;
   DeviceScratch picked_;             // of PickTokens
   DeviceScratch linear_scratch_;     // x as bf16, or a weight as float
-  DeviceScratch attention_scratch_;  // partial results, scores
+  DeviceScratch attention_scratch_;  // partial results, scores, dequantised pages
 };
 
 }  // namespace lserve

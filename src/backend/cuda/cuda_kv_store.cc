@@ -265,29 +265,32 @@ Status EncodeMap(std::byte* base,
 
 }  // namespace
 
+Status EncodeMaps(
+    const WayView& pages, size_t num_pages, int head_dim, CUtensorMap* keys, CUtensorMap* values) {
+  constexpr cuuint64_t kRow = 64, kRowBytes = kRow * sizeof(uint16_t);
+  static_assert(kPageTokens == kRow, "a row of V^T is a swizzled row");
+  const cuuint64_t dim = static_cast<cuuint64_t>(head_dim);
+  const cuuint64_t slots = static_cast<cuuint64_t>(pages.num_slots);
+  LS_TRY(EncodeMap<5>(pages.kv, {kRow, kPageTokens, dim / kRow, slots, num_pages},
+                      {dim * sizeof(uint16_t), kRowBytes, pages.kv_bytes, pages.page_stride},
+                      {kRow, kPageTokens, 1, 1, 1}, keys));
+  return EncodeMap<4>(pages.kv + kPageTokens * dim * sizeof(uint16_t),
+                      {kRow, dim, slots, num_pages}, {kRowBytes, pages.kv_bytes, pages.page_stride},
+                      {kRow, static_cast<cuuint32_t>(dim), 1, 1}, values);
+}
+
 Result<const PrefillMaps*> CudaKvStore::Maps(int layer) const {
-  if (!HasSm90Prefill(layout().dtype, layout().head_dim)) {
-    return static_cast<const PrefillMaps*>(nullptr);
-  }
+  LS_CHECK(layout().dtype == DType::kBf16) << Name(layout().dtype);
   maps_.resize(static_cast<size_t>(layout().num_layers));
   std::unique_ptr<PrefillMaps>& maps = maps_[static_cast<size_t>(layer)];
   if (maps != nullptr) return static_cast<const PrefillMaps*>(maps.get());
   auto made = std::make_unique<PrefillMaps>();
   const LayerView view = View(layer, 1);
-  constexpr cuuint64_t kRow = 64, kRowBytes = kRow * sizeof(uint16_t);
-  static_assert(kPageTokens == kRow, "a row of V^T is a swizzled row");
-  const cuuint64_t dim = static_cast<cuuint64_t>(layout().head_dim);
-  for (const Way w : kWays) {
-    const WayView& way = view.ways[Index(w)];
+  for (int w = 0; w < kNumWays; ++w) {
+    const WayView& way = view.ways[w];
     if (way.num_slots == 0) continue;
-    const cuuint64_t slots = static_cast<cuuint64_t>(way.num_slots);
-    const cuuint64_t pages = regions_[Index(w)].bytes / way.page_stride;
-    LS_TRY(EncodeMap<5>(way.kv, {kRow, kPageTokens, dim / kRow, slots, pages},
-                        {dim * sizeof(uint16_t), kRowBytes, way.kv_bytes, way.page_stride},
-                        {kRow, kPageTokens, 1, 1, 1}, &made->keys[Index(w)]));
-    LS_TRY(EncodeMap<4>(way.kv + kPageTokens * dim * sizeof(uint16_t), {kRow, dim, slots, pages},
-                        {kRowBytes, way.kv_bytes, way.page_stride},
-                        {kRow, static_cast<cuuint32_t>(dim), 1, 1}, &made->values[Index(w)]));
+    LS_TRY(EncodeMaps(way, regions_[w].bytes / way.page_stride, layout().head_dim, &made->keys[w],
+                      &made->values[w]));
   }
   maps = std::move(made);
   return static_cast<const PrefillMaps*>(maps.get());

@@ -17,6 +17,10 @@
 
 namespace lserve {
 
+// The maps (PrefillMaps) of bf16 pages, wherever they lie. REQUIRES: num_slots > 0.
+Status EncodeMaps(
+    const WayView& pages, size_t num_pages, int head_dim, CUtensorMap* keys, CUtensorMap* values);
+
 class CudaKvStore : public KvStore {
  public:
   // `max_pages` per way. All work on the pages is on `stream`, which must outlive the store.
@@ -33,7 +37,7 @@ class CudaKvStore : public KvStore {
   Status ReadPage(Way way, PageId page, std::span<std::byte> bytes) const override;
   Status WritePage(Way way, PageId page, std::span<const std::byte> bytes) override;
 
-  // A layer's bf16 pages as TMA sees them; nullptr where HasSm90Prefill() is false.
+  // A layer's pages as TMA sees them. REQUIRES: they are bf16, and HasSm90Prefill().
   Result<const PrefillMaps*> Maps(int layer) const;
 
   // One layer as kernels see it, for `group` query heads per KV head.

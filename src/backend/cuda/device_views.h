@@ -10,7 +10,8 @@
 
 namespace lserve {
 
-// One layer of one way. The part of (page, slot) is base + page * page_stride + slot * bytes.
+// One layer of one way, or some of its slots. The part of (page, slot) is base + page * page_stride
+// + slot * bytes.
 struct WayView {
   std::byte* kv = nullptr;     // page 0, slot 0 of the layer
   std::byte* stats = nullptr;  // likewise
@@ -18,6 +19,7 @@ struct WayView {
   size_t kv_bytes = 0;     // of one slot
   size_t stats_bytes = 0;  // of one slot
   int num_slots = 0;
+  int first_slot = 0;  // of the layer's, which is slot 0 here
   int first_entry = 0;
   const int* heads = nullptr;  // [num_slots] -> KV head
 };

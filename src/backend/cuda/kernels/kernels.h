@@ -202,6 +202,7 @@ struct AttentionArgs {
 };
 // Head dims with kernels, for every op here.
 bool HasAttentionKernels(int head_dim);
+// Over bf16 pages.
 cudaError_t LaunchPrefillAttention(const AttentionArgs& args, cudaStream_t stream);
 
 // The same on Hopper: the pages of a layer as TMA sees them, per way.
@@ -209,7 +210,7 @@ struct PrefillMaps {
   CUtensorMap keys[kNumWays];    // (element of 64, token, part of head_dim, slot, page)
   CUtensorMap values[kNumWays];  // (token, element, slot, page)
 };
-bool HasSm90Prefill(DType dtype, int head_dim);
+bool HasSm90Prefill(int head_dim);
 // Positions are below this there.
 inline constexpr int kMaxSm90PrefillTokens = 1 << 30;
 // plan.order holds rows as `order` counts them. `next_item`: scratch for a counter.
@@ -219,6 +220,24 @@ cudaError_t LaunchPrefillAttentionSm90(const AttentionArgs& args,
                                        int* next_item,
                                        cudaStream_t stream);
 
+// --- dequantize_pages.cu
+// Slots of quantised pages of a layer as bf16 pages: [page][slot], parts as bf16 ones lie
+// (kernels/kv_part.cuh), with the bits that the other kernels dequantise to.
+struct DequantizeWay {
+  const PageId* pages = nullptr;  // [num_pages]
+  int num_pages = 0;
+  int first_slot = 0;
+  int num_slots = 0;
+  std::byte* to = nullptr;
+};
+struct DequantizePagesArgs {
+  LayerView layer = {};
+  DType dtype = DType::kInt8;
+  DequantizeWay ways[kNumWays];
+};
+cudaError_t LaunchDequantizePages(const DequantizePagesArgs& args, cudaStream_t stream);
+
+// --- decode_attention.cu
 // Pages of a sequence that decoding can read: 2^21 tokens.
 inline constexpr int kMaxDecodePages = 32768;
 inline constexpr int kDecodeWarps = 8;  // of a block

@@ -11,8 +11,8 @@
 // with V run, the next V during the next q K^T; two blocks per SM cover each other's waits.
 //
 // Per page and block, D = 128: 4.2 MFLOP; 36 KiB copied from L2; each warp reads Q, K and V from
-// shared memory once per 32 queries (40 KiB). Quantised pages are widened to bf16 on their way into
-// shared memory.
+// shared memory once per 32 queries (40 KiB). Pages are bf16; of quantised ones this reads what
+// dequantize_pages.cu makes of them.
 //
 // A row's result depends on its own queries, pages and masks only: a page that a query does not see
 // multiplies its sums by 2^0 and adds zeros.
@@ -46,36 +46,25 @@ struct Shared {
 };
 static_assert(sizeof(Shared<128>) <= 99 * 1024, "a block of sm_89 has 99 KiB");
 
-// Copies rows of `kRow` bf16 elements of K or V^T into shared memory; bf16 asynchronously.
-template <KvType T, int kRows, int kRow, int kStride, class ScaleOf>
-__device__ void CopyRows(uint16_t (&to)[kRows][kStride], const std::byte* from, ScaleOf scale) {
+// Copies rows of `kRow` elements of K or V^T into shared memory, asynchronously.
+template <int kRows, int kRow, int kStride>
+__device__ void CopyRows(uint16_t (&to)[kRows][kStride], const std::byte* from) {
   constexpr int kVectors = kRow / 8;
-  constexpr size_t kRowBytes = T == KvType::kBf16   ? size_t{2} * kRow
-                               : T == KvType::kInt4 ? size_t{kRow} / 2
-                                                    : size_t{kRow};
 #pragma unroll
   for (int i = threadIdx.x; i < kRows * kVectors; i += kThreads) {
     const int row = i / kVectors, first = i % kVectors * 8;
-    if constexpr (T == KvType::kBf16) {
-      CopyAsync(&to[row][first], from + row * kRowBytes + size_t{2} * first);
-    } else {
-      *reinterpret_cast<uint4*>(&to[row][first]) =
-          LoadEight<T>(from + row * kRowBytes, first, [&](int e) { return scale(row, first + e); });
-    }
+    CopyAsync(&to[row][first], from + size_t{2} * (row * kRow + first));
   }
 }
 
-template <KvType T, int D>
+template <int D>
 __device__ void CopyKeys(Shared<D>& shared, const std::byte* kv) {
-  CopyRows<T, kPageTokens, D>(shared.k, kv,
-                              [&](int token, int) { return Affine(Scales<T>(kv, D)[token]); });
+  CopyRows<kPageTokens, D>(shared.k, kv);
 }
 
-template <KvType T, int D>
+template <int D>
 __device__ void CopyValues(Shared<D>& shared, const std::byte* kv) {
-  CopyRows<T, D, kPageTokens>(shared.v, kv + HalfBytes<T>(D), [&](int, int token) {
-    return Affine(Scales<T>(kv, D)[kPageTokens + token]);
-  });
+  CopyRows<D, kPageTokens>(shared.v, kv + HalfBytes<KvType::kBf16>(D));
 }
 
 // The 32 queries of a warp.
@@ -187,7 +176,7 @@ __device__ void AddValues(const Shared<D>& shared,
   }
 }
 
-template <KvType T, int D>
+template <int D>
 __global__ void __launch_bounds__(kThreads, 2) PrefillAttentionKernel(AttentionArgs args) {
   extern __shared__ uint4 raw_shared[];
   Shared<D>& shared = *reinterpret_cast<Shared<D>*>(raw_shared);
@@ -197,7 +186,8 @@ __global__ void __launch_bounds__(kThreads, 2) PrefillAttentionKernel(AttentionA
   const int way_index = static_cast<int>(row.way);
   const WayView& way = args.layer.ways[way_index];
   const int slot = blockIdx.x / args.layer.group;
-  if (slot >= way.num_slots || (row.slot != kAllSlots && row.slot != slot)) return;
+  if (slot >= way.num_slots) return;
+  if (row.slot != kAllSlots && row.slot != way.first_slot + slot) return;
   const int q_head = way.heads[slot] * args.layer.group + blockIdx.x % args.layer.group;
   const PageId* table = args.sequences[row.sequence].pages[way_index];
   const auto part = [&](PageIdx page) {
@@ -230,9 +220,9 @@ __global__ void __launch_bounds__(kThreads, 2) PrefillAttentionKernel(AttentionA
   const int64_t warp_first = row.first_position + warp * kWarpQueries;
   PageCursor cursor(PagesOf(args.plan, row, way.first_entry + slot));
   PageIdx page = cursor.Next();
-  if (page != PageCursor::kEnd) CopyKeys<T>(shared, part(page));
+  if (page != PageCursor::kEnd) CopyKeys(shared, part(page));
   CommitCopies();
-  if (page != PageCursor::kEnd) CopyValues<T>(shared, part(page));
+  if (page != PageCursor::kEnd) CopyValues(shared, part(page));
   CommitCopies();
   while (page != PageCursor::kEnd) {
     const PageIdx next = cursor.Next();
@@ -242,7 +232,7 @@ __global__ void __launch_bounds__(kThreads, 2) PrefillAttentionKernel(AttentionA
     float s[kRowTiles][kKeyTiles][4];
     Scores(shared, warp, s);
     __syncthreads();  // K is read
-    if (next != PageCursor::kEnd) CopyKeys<T>(shared, part(next));
+    if (next != PageCursor::kEnd) CopyKeys(shared, part(next));
     CommitCopies();
     if (!mask.SeesAll(warp_first, warp_first + kWarpQueries - 1, page)) {
 #pragma unroll
@@ -272,7 +262,7 @@ __global__ void __launch_bounds__(kThreads, 2) PrefillAttentionKernel(AttentionA
     }
     AddValues(shared, s, &state);
     __syncthreads();  // V is read
-    if (next != PageCursor::kEnd) CopyValues<T>(shared, part(next));
+    if (next != PageCursor::kEnd) CopyValues(shared, part(next));
     CommitCopies();
     page = next;
   }
@@ -298,9 +288,9 @@ __global__ void __launch_bounds__(kThreads, 2) PrefillAttentionKernel(AttentionA
   }
 }
 
-template <KvType T, int D>
+template <int D>
 cudaError_t Launch(const AttentionArgs& args, cudaStream_t stream) {
-  const auto kernel = PrefillAttentionKernel<T, D>;
+  const auto kernel = PrefillAttentionKernel<D>;
   constexpr int kSharedBytes = static_cast<int>(sizeof(Shared<D>));
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
@@ -312,22 +302,6 @@ cudaError_t Launch(const AttentionArgs& args, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-template <KvType T>
-cudaError_t LaunchType(const AttentionArgs& args, cudaStream_t stream) {
-  switch (args.layer.head_dim) {
-    case 32:
-      return Launch<T, 32>(args, stream);
-    case 64:
-      return Launch<T, 64>(args, stream);
-    case 96:
-      return Launch<T, 96>(args, stream);
-    case 128:
-      return Launch<T, 128>(args, stream);
-    default:
-      return cudaErrorInvalidValue;
-  }
-}
-
 }  // namespace
 
 bool HasAttentionKernels(int head_dim) {
@@ -336,15 +310,15 @@ bool HasAttentionKernels(int head_dim) {
 
 cudaError_t LaunchPrefillAttention(const AttentionArgs& args, cudaStream_t stream) {
   if (args.plan.num_rows == 0) return cudaSuccess;
-  switch (args.dtype) {
-    case DType::kBf16:
-      return LaunchType<KvType::kBf16>(args, stream);
-    case DType::kInt8:
-      return LaunchType<KvType::kInt8>(args, stream);
-    case DType::kInt4:
-      return LaunchType<KvType::kInt4>(args, stream);
-    case DType::kFp8:
-      return LaunchType<KvType::kFp8>(args, stream);
+  switch (args.layer.head_dim) {
+    case 32:
+      return Launch<32>(args, stream);
+    case 64:
+      return Launch<64>(args, stream);
+    case 96:
+      return Launch<96>(args, stream);
+    case 128:
+      return Launch<128>(args, stream);
     default:
       return cudaErrorInvalidValue;
   }

@@ -4,7 +4,8 @@
 // Items: (plan row, query head), in the order of PrefillOrder. Grid: a block per SM; each takes the
 // next item from a counter when it has produced the last one. Block: two consumer warpgroups of 64
 // queries each; of a third one, a thread walks the plan and three warps convert queries. A step is
-// two visited pages, 128 keys, which need not be neighbours.
+// the visited pages of a tile of 128 keys: two or, at the ends of runs, one. Tiles are absolute, so
+// that a query's sums do not depend on pages which its row visits for the queries beside it.
 //
 // Pipeline: the producer copies K and V of a step by TMA into one of three buffers for K and one of
 // two for V; "full" and "empty" barriers hand them over. The queries of the
@@ -114,7 +115,8 @@ __device__ bool FindItem(const AttentionArgs& args, const PrefillOrder& order, i
   const auto [exists, way, row_index, slot, head] = order.At(i);
   if (!exists) return false;
   const PlanRow row = args.plan.rows[args.plan.order[row_index]];
-  if (row.slot != kAllSlots && row.slot != slot) return false;
+  const int layer_slot = args.layer.ways[way].first_slot + slot;
+  if (row.slot != kAllSlots && row.slot != layer_slot) return false;
   *item = {row, way, slot, args.layer.ways[way].heads[slot] * args.layer.group + head, false};
   return true;
 }
@@ -189,10 +191,13 @@ __device__ void ProduceSteps(const AttentionArgs& args,
   PageIdx first = cursor.Next();
   int step = 0;
   for (bool last = false; !last; ++step, turns.Advance()) {
-    const PageIdx second = first == PageCursor::kEnd ? PageCursor::kEnd : cursor.Next();
-    const PageIdx after = second == PageCursor::kEnd ? PageCursor::kEnd : cursor.Next();
+    PageIdx second = PageCursor::kEnd, after = cursor.Next();
+    if (first % kStepPages == 0 && after == first + 1) {
+      second = after;
+      after = cursor.Next();
+    }
     last = after == PageCursor::kEnd;
-    // A last page that has no partner is copied twice, an item without pages takes page 0; what is
+    // A page that has no partner is copied twice, an item without pages takes page 0; what is
     // absent is masked.
     const PageIdx partner = second == PageCursor::kEnd ? first : second;
     const int ids[kStepPages] = {table[max(first, 0)], table[max(partner, 0)]};
@@ -631,8 +636,8 @@ cudaError_t Launch(const AttentionArgs& args,
 
 }  // namespace
 
-bool HasSm90Prefill(DType dtype, int head_dim) {
-  return dtype == DType::kBf16 && (head_dim == 64 || head_dim == 128);
+bool HasSm90Prefill(int head_dim) {
+  return head_dim == 64 || head_dim == 128;
 }
 
 cudaError_t LaunchPrefillAttentionSm90(const AttentionArgs& args,
