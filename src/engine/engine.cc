@@ -493,9 +493,8 @@ Status Engine::Impl::TakeToken(const Member& member, size_t row, RequestEvent* e
   }
   const std::vector<int32_t>& forced = sequence->request.forced_tokens;
   const bool is_forced = !forced.empty();
-  const int32_t token = is_forced
-                            ? forced[sequence->answer.size()]
-                            : LS_TRY(sequence->sampler.Take(LS_TRY(draws_.token(row))));
+  const int32_t token = is_forced ? forced[sequence->answer.size()]
+                                  : LS_TRY(sequence->sampler.Take(LS_TRY(draws_.token(row))));
   sequence->answer.push_back(token);
   event->token = token;
   sequence->last_token_ms = sequence->since_added.milliseconds();

@@ -72,8 +72,8 @@ TEST(Sampler, Penalties) {
   const std::vector<float> logits = {2.0f, 1.9f, -1.0f};
   const std::vector<int32_t> prompt = {0};
   // 2 / 1.5 < 1.9: the repeated prompt token loses.
-  EXPECT_EQ(
-      Sample(Sampler({.temperature = 0, .repetition_penalty = 1.5}, prompt), logits).value(), 1);
+  EXPECT_EQ(Sample(Sampler({.temperature = 0, .repetition_penalty = 1.5}, prompt), logits).value(),
+            1);
   Sampler presence({.temperature = 0, .presence_penalty = 0.2}, prompt);
   std::vector<int32_t> drawn;
   for (int i = 0; i < 3; ++i) drawn.push_back(Sample(presence, logits).value());
@@ -119,11 +119,11 @@ TEST(Sampler, EditsAreThePenaltiesOfTheHistory) {
         SamplingParams{.temperature = 0, .frequency_penalty = 0.4},
         SamplingParams{.temperature = 1.3, .presence_penalty = -0.3, .seed = 6},
         SamplingParams{.temperature = 0.5,
-                       .repetition_penalty = 1.1,
-                       .presence_penalty = 0.7,
-                       .frequency_penalty = 0.3,
-                       .seed = 7,
-                       .logit_bias = {{699, 3.5f}, {17, -100}, {prompt[0], 1.25f}}}}) {
+        .repetition_penalty = 1.1,
+        .presence_penalty = 0.7,
+        .frequency_penalty = 0.3,
+        .seed = 7,
+        .logit_bias = {{699, 3.5f}, {17, -100}, {prompt[0], 1.25f}}}}) {
     Sampler sampler(params, prompt);
     std::vector<int32_t> answer;
     std::vector<float> logits(kVocab);

@@ -44,8 +44,8 @@ class StepDraws {
   std::vector<LogitEdits> edits_;
   std::vector<Status> errors_;
   std::vector<int32_t> tokens_;
-  std::vector<size_t> copies_;     // which of copied_logits_; kNotCopied
-  std::vector<uint64_t> allowed_;  // [rows, words of the vocabulary]
+  std::vector<size_t> copies_;        // which of copied_logits_; kNotCopied
+  std::vector<uint64_t> allowed_;     // [rows, words of the vocabulary]
   std::vector<float> copied_logits_;  // [rows that are copied, vocab]
 };
 

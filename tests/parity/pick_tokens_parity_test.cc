@@ -122,8 +122,7 @@ struct Changes {
   std::vector<LogitShift> shifts;
 
   LogitEdits Edits() const {
-    return {
-        .allowed = allowed, .repeated = repeated, .repetition = repetition, .shifts = shifts};
+    return {.allowed = allowed, .repeated = repeated, .repetition = repetition, .shifts = shifts};
   }
 };
 
@@ -198,12 +197,9 @@ TEST_P(PickTokensParity, MasksThatLeaveOneTokenOrNone) {
   rows[4 * (kCols + 3) + 7] = kNan;
   rows[5 * (kCols + 3) + kOnly] = kNan;
   const std::vector<LogitShift> bias = {{.token = 1, .bias = 100}, {.token = kOnly, .bias = -100}};
-  const std::vector<LogitEdits> edits = {{.allowed = one},
-                                         {.allowed = one, .shifts = bias},
-                                         {.allowed = none},
-                                         {.allowed = none, .shifts = bias},
-                                         {.allowed = one},
-                                         {.allowed = one}};
+  const std::vector<LogitEdits> edits = {{.allowed = one},  {.allowed = one, .shifts = bias},
+                                         {.allowed = none}, {.allowed = none, .shifts = bias},
+                                         {.allowed = one},  {.allowed = one}};
   for (const bool takes_largest : {true, false}) {
     const std::vector<TokenDraw> draws(
         6, {.takes_largest = takes_largest, .top_p = uint64_t{1} << 63, .random = ~uint64_t{0}});

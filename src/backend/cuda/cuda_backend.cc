@@ -196,10 +196,9 @@ Status CudaBackend::PickTokens(const PickTokensParams& params) {
   LS_CHECK_EQ(params.draws.size(), params.out.size());
   LS_CHECK(params.edits.empty() || params.edits.size() == params.out.size());
   LS_CHECK_LE(cols, kMaxDrawTokens);
-  const bool only_largest =
-      !HasEdits(params.edits) &&
-      std::all_of(params.draws.begin(), params.draws.end(),
-                  [](const TokenDraw& draw) { return draw.takes_largest; });
+  const bool only_largest = !HasEdits(params.edits) &&
+                            std::all_of(params.draws.begin(), params.draws.end(),
+                                        [](const TokenDraw& draw) { return draw.takes_largest; });
   const size_t out_bytes = RoundUp(params.out.size_bytes(), alignof(std::max_align_t));
   const size_t scratch_bytes = only_largest ? 0 : PickTokensScratchBytes(rows, cols);
   const size_t upload_bytes = only_largest ? 0 : DrawUpload::Bytes(params);

@@ -12,8 +12,8 @@
 
 #include "backend/backend.h"
 #include "backend/cuda/device_memory.h"
-#include "backend/cuda/draw_upload.h"
 #include "backend/cuda/device_views.h"
+#include "backend/cuda/draw_upload.h"
 #include "backend/cuda/host_staging.h"
 #include "backend/cuda/kernels/kernels.h"
 #include "backend/cuda/selector_timer.h"
@@ -129,7 +129,7 @@ class CudaBackend : public Backend {
   bool tracing_ = false;
   bool selected_in_step_ = false;
   Buffer decode_counters_;
-  DeviceScratch picked_;             // of PickTokens
+  DeviceScratch picked_;  // of PickTokens
   DrawUpload draw_upload_;
   DeviceScratch linear_scratch_;     // x as bf16, or a weight as float
   DeviceScratch attention_scratch_;  // partial results, scores

@@ -21,8 +21,9 @@ class DrawUpload {
 
   // On the device.
   struct Arrays {
-    const TokenDraw* draws = nullptr;   // [rows]
-    const LogitEdits* edits = nullptr;  // [rows], with arrays of the device; nullptr: no row has any
+    const TokenDraw* draws = nullptr;  // [rows]
+    const LogitEdits* edits =
+        nullptr;  // [rows], with arrays of the device; nullptr: no row has any
   };
 
   // What Copy() writes to `device`.

@@ -239,8 +239,8 @@ __device__ void EditBlock(const LogitEdits& edits, int cols, float* row) {
     const int c = first + at;
     const bool allowed = edits.allowed.empty() || HasToken(edits.allowed.data(), c);
     const bool repeated = c < num_repeated && HasToken(edits.repeated.data(), c);
-    row[c] = EditedLogit(row[c], allowed, biases[at], repeated ? edits.repetition : 1.0f,
-                         penalties[at]);
+    row[c] =
+        EditedLogit(row[c], allowed, biases[at], repeated ? edits.repetition : 1.0f, penalties[at]);
   }
 }
 
