@@ -60,7 +60,8 @@ inline bool HasEdits(std::span<const LogitEdits> rows) {
   return std::any_of(rows.begin(), rows.end(), [](const LogitEdits& row) { return row.any(); });
 }
 
-// REQUIRES: every token of `edits` is one of `logits`, and so is what `allowed` covers.
+// REQUIRES: shifts are of tokens of `logits`; `allowed`, if not empty, has their words. Bits beyond
+// `logits` are not looked at.
 void EditLogits(std::span<float> logits, const LogitEdits& edits);
 
 }  // namespace lserve

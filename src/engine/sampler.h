@@ -20,8 +20,8 @@ class Sampler {
  public:
   Sampler(const SamplingParams& params, std::span<const int32_t> prompt);
 
-  // Of the next token, the same until Take(): a step that is tried again draws what it would have.
-  // Penalties and biases; the arrays are the sampler's.
+  // Both are of the next token, the same until Take(): a step that is tried again draws what it
+  // would have. Penalties and biases; the arrays are the sampler's.
   LogitEdits Edits() const;
   TokenDraw NextDraw() const;
   // `token` is what NextDraw() gave for the logits after Edits(); -1 is an error: one of them is
