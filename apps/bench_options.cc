@@ -66,6 +66,8 @@ void AddBenchFlags(FlagSet& flags, BenchOptions& out) {
   flags.Number("--temperature,--temp", out.temperature, 0.0, 100.0,
                "decode tests: how tokens are drawn; default: the most probable one");
   flags.Number("--top-p", out.top_p, 0.0, 1.0, "with --temperature: smallest set of tokens");
+  flags.Number("--repetition-penalty", out.repetition_penalty, 0.0, 100.0,
+               "decode tests: of tokens of prompt and answer; default: 1, none");
   flags.Integer("--repeat,--repetitions,-r", out.repeats, 1, "COUNT",
                 "runs of each test; the table has their median, least and most");
   flags.Size("--seed,-s", out.seed, 0, {}, "NUMBER", "of tokens and random weights");
@@ -120,6 +122,7 @@ Status FinishBenchOptions(BenchOptions& out) {
   tests.seed = static_cast<uint64_t>(out.seed);
   tests.sampling.temperature = out.temperature.value_or(0.0);
   tests.sampling.top_p = out.top_p.value_or(1.0);
+  tests.sampling.repetition_penalty = out.repetition_penalty.value_or(1.0);
   for (const std::string& problem : tests.sampling.Problems()) return Usage(problem);
   if (both) {
     tests.arms = {Arm(config.attention, AttentionMode::kDense),

@@ -24,6 +24,7 @@ struct BenchOptions {
   int64_t seed = 0;
   std::optional<double> temperature;
   std::optional<double> top_p;
+  std::optional<double> repetition_penalty;
   std::optional<std::string> json;  // a file, or "-"
   std::string note;
 

@@ -5,6 +5,7 @@
 
 #include "base/clock.h"
 #include "base/strings.h"
+#include "support/draws_by_rule.h"
 #include "support/engine_runner.h"
 #include "support/random_checkpoint.h"
 
@@ -205,6 +206,11 @@ TEST_F(CudaEngine, BatchInvariantPrefixHitsEqualRecomputation) {
     EXPECT_EQ(hit.tokens, expected.tokens) << hit.error.message();
     EXPECT_TRUE(SameBits(hit.token_logits, expected.token_logits));
   }
+}
+
+TEST_F(CudaEngine, PenaltiesAndMasksActWhereTheLogitsAre) {
+  // Short enough for one chunk: how a prompt is cut may change its bits here.
+  ExpectDrawsByRule(*MakeEngine(Config()), std::move(Requests(false)[0]));
 }
 
 // By the GPU's clock, in graphs and without; and never longer than all steps together.

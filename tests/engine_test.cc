@@ -3,7 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include <memory>
+
 #include "engine/scheduler.h"
+#include "support/draws_by_rule.h"
 #include "support/engine_runner.h"
 #include "support/random_checkpoint.h"
 
@@ -182,9 +185,9 @@ TEST_F(EngineTest, CountersProveWhichPathRan) {
   EXPECT_GT(dense.stats.kv_bytes, sparse.stats.kv_bytes);
 }
 
-// A token is the same whether it is drawn where the logits are or on the host, alone or in a batch
-// with others, and only those who need logits get them.
-TEST_F(EngineTest, TokensDoNotDependOnWhereTheyAreDrawn) {
+// A token is the same whether someone looks at the logits or not, alone or in a batch with others,
+// and only those who look get them.
+TEST_F(EngineTest, TokensDoNotDependOnWhoLooks) {
   const std::unique_ptr<Engine> engine = MakeEngine(Config());
   std::vector<Request> requests;
   for (const SamplingParams& sampling :
@@ -197,21 +200,36 @@ TEST_F(EngineTest, TokensDoNotDependOnWhereTheyAreDrawn) {
   }
   // RunAll asks for the logits of every token.
   const std::vector<Answer> seen = RunAll(*engine, requests);
-  std::map<RequestId, size_t> index;
-  for (size_t i = 0; i < requests.size(); ++i) index[engine->Add(requests[i]).value()] = i;
-  std::vector<Answer> unseen(requests.size());
-  while (engine->has_work()) {
-    for (const RequestEvent& event : engine->Step().value()) {
-      if (event.token) unseen[index[event.id]].tokens.push_back(*event.token);
-      unseen[index[event.id]].stats = event.stats;
-    }
-  }
+  const std::vector<Answer> unseen = RunUnseen(*engine, requests);
   for (size_t i = 0; i < requests.size(); ++i) {
     EXPECT_EQ(unseen[i].tokens, seen[i].tokens) << "request " << i;
     EXPECT_EQ(seen[i].stats.logit_copies, 20) << "request " << i;
-    const bool penalised = requests[i].sampling.repetition_penalty != 1;
-    EXPECT_EQ(unseen[i].stats.logit_copies, penalised ? 20 : 0) << "request " << i;
+    EXPECT_EQ(unseen[i].stats.logit_copies, 0) << "request " << i;
   }
+}
+
+TEST_F(EngineTest, PenaltiesAndMasksActWhereTheLogitsAre) {
+  for (const char* device : {"cpu", "reference"}) {
+    SCOPED_TRACE(device);
+    EngineConfig config = Config();
+    config.device = device;
+    ExpectDrawsByRule(*MakeEngine(config), Ask(60, 24));
+  }
+}
+
+TEST_F(EngineTest, AConstraintsErrorEndsItsRequestOnly) {
+  const std::unique_ptr<Engine> engine = MakeEngine(Config());
+  const auto constraint = std::make_shared<EveryThird>();
+  constraint->fail_at = 3;
+  Request fails = Ask(60, 8), other = Ask(70, 8);
+  fails.ignore_eos = false;
+  fails.constraint = constraint;
+  const std::vector<Answer> answers = RunUnseen(*engine, {fails, other});
+  EXPECT_EQ(answers[0].reason, FinishReason::kError);
+  EXPECT_EQ(answers[0].error.message(), "nothing may come next");
+  EXPECT_EQ(answers[0].tokens.size(), 3u);
+  EXPECT_EQ(answers[1].reason, FinishReason::kLength);
+  EXPECT_EQ(answers[1].tokens, RunOne(*engine, other).tokens);
 }
 
 TEST_F(EngineTest, CancelFreesPagesInQueueInPrefillAndInDecode) {

@@ -16,7 +16,7 @@ import sys
 # header. docs/adr/0003 says why. `apps` may include anything.
 INTERFACE = ["base", "tensor", "kv", "attention/page_plan.h"]
 BACKEND_HEADERS = ["backend/backend.h", "backend/ops.h", "backend/buffer.h", "backend/kv_store.h",
-                   "backend/token_draw.h"]
+                   "backend/logit_edits.h", "backend/token_draw.h"]
 ALLOWED = {
     "base": [],
     "tensor": ["base"],

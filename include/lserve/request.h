@@ -150,9 +150,8 @@ struct RequestStats {
   int64_t selections = 0;         // decode steps in which the selector ran
   int64_t preemptions = 0;        // times that its pages were taken back
   int64_t recomputed_tokens = 0;  // of prompt and answer, for that reason
-  // Steps whose logits were copied to the host: penalties or a bias change them, a constraint or
-  // min_tokens forbids tokens, on_token_logits or an audit looks at them. Tokens of other steps are
-  // drawn where the logits are.
+  // Steps whose logits were copied to the host, since on_token_logits or an audit looks at them.
+  // Tokens are drawn where the logits are.
   int64_t logit_copies = 0;
   AuditStats audit;
 };

@@ -149,9 +149,10 @@ inline Status Backend::FusedLinear(const FusedLinearParams& params) {
 
 inline Status Backend::PickTokens(const PickTokensParams& params) {
   for (size_t r = 0; r < params.out.size(); ++r) {
-    const float* row =
-        static_cast<const float*>(params.x.data) + static_cast<int64_t>(r) * params.x.stride;
-    params.out[r] = DrawToken({row, static_cast<size_t>(params.x.cols)}, params.draws[r]);
+    const std::span<float> row(params.x.row<float>(static_cast<int64_t>(r)),
+                               static_cast<size_t>(params.x.cols));
+    if (!params.edits.empty()) EditLogits(row, params.edits[r]);
+    params.out[r] = DrawToken(row, params.draws[r]);
   }
   return Status();
 }

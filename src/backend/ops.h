@@ -17,6 +17,7 @@
 
 #include "attention/page_plan.h"
 #include "backend/buffer.h"
+#include "backend/logit_edits.h"
 #include "backend/token_draw.h"
 #include "kv/kv_layout.h"
 #include "kv/page.h"
@@ -93,11 +94,13 @@ struct FusedLinearParams {
   std::optional<SiluMulParams> gate;
 };
 
-// out[r] = the token that draws[r] takes of row r (backend/token_draw.h), the same on every
-// backend; -1 if the row holds a NaN. `out` is host memory, written when the op returns.
+// out[r] = the token that draws[r] takes of row r (backend/token_draw.h) once edits[r] has changed
+// the row (backend/logit_edits.h), the same on every backend; -1 if it holds a NaN then. All but
+// `x` is host memory; `out` is written when the op returns.
 struct PickTokensParams {
-  ConstMatrix x;  // [rows, cols], kF32: logits
+  Matrix x;  // [rows, cols], kF32: logits; changed by the edits
   std::span<const TokenDraw> draws;
+  std::span<const LogitEdits> edits = {};  // of every row, or empty: none
   std::span<int32_t> out;
 };
 

@@ -270,10 +270,12 @@ Status EngineBench::RunDepth(const EngineBenchConfig& config,
     std::vector<EngineTest> tests(num_arms);
     std::vector<TestBuilder> builders(num_arms);
     for (size_t a = 0; a < num_arms; ++a) {
+      const double penalty = config.sampling.repetition_penalty;
       tests[a].name =
           StrCat("tg", config.decode_tokens, depth > 0 ? StrCat(" @ d", depth) : "",
                  batch > 1 ? StrCat(" b", batch) : "",
-                 config.sampling.temperature > 0 ? StrCat(" t", config.sampling.temperature) : "");
+                 config.sampling.temperature > 0 ? StrCat(" t", config.sampling.temperature) : "",
+                 penalty != 1 ? StrCat(" r", penalty) : "");
       tests[a].arm = config.arms[a].name;
       tests[a].phase = BenchPhase::kDecode;
       tests[a].context = depth;

@@ -39,7 +39,7 @@ enum class BenchPhase : uint8_t { kPrefill, kDecode };
 
 // One test of one arm; a sample is one run.
 struct EngineTest {
-  std::string name;  // as llama-bench: "pp32768", "tg32 @ d131072", "tg32 @ d8192 b4 t0.8"
+  std::string name;  // as llama-bench: "pp32768", "tg32 @ d131072", "tg32 @ d8192 b4 t0.8 r1.1"
   std::string arm;
   BenchPhase phase = BenchPhase::kPrefill;
   int64_t context = 0;  // prompt or depth

@@ -19,6 +19,7 @@
 #include "engine/prefix_tree.h"
 #include "engine/scheduler.h"
 #include "engine/sequence.h"
+#include "engine/step_draws.h"
 
 namespace lserve {
 
@@ -36,7 +37,8 @@ class Engine::Impl {
                    config_.max_num_batched_tokens,
                    config_.max_decode_gap_ms),
         audited_requests_(config_.audit_rate),
-        audited_steps_(config_.audit_rate) {}
+        audited_steps_(config_.audit_rate),
+        draws_(parts_.backend.get(), &parts_.model_config) {}
 
   Status Check(const Request& request) const;
   Result<RequestId> Add(Request request);
@@ -86,16 +88,14 @@ class Engine::Impl {
   Status AfterForward(const Member& member);
   // Gives the tree what a step has added to a prompt, from position `first` on.
   void KeepPrefix(const Sequence& sequence, int64_t first);
-  // The token of a member can not be had without its logits on the host.
-  bool NeedsLogits(const Member& member) const;
   // Computes the logits of the members from `first` on that draw a token, for as many as one call
-  // gives, and says which members those are. Draws their tokens where the logits are, or copies
-  // the logits of those who need them.
-  Status LoadLogits(size_t first);
+  // gives, says which members those are, and draws.
+  Status DrawTokens(size_t first);
   Result<RequestEvent> Finalize(size_t index);
   // What concerns the member alone: an error is its request's.
   Status TakePart(size_t index, RequestEvent* event);
-  Status DrawToken(const Member& member, size_t logits_row, RequestEvent* event);
+  // The one of `row` of draws_.
+  Status TakeToken(const Member& member, size_t row, RequestEvent* event);
   void Finish(Sequence* sequence, FinishReason reason, RequestEvent* event);
   void FillStats(const Sequence& sequence, RequestStats* stats) const;
   void Fail(Sequence* sequence, Status error, std::vector<RequestEvent>* events);
@@ -110,13 +110,9 @@ class Engine::Impl {
   Batch batch_;
   std::vector<Member> members_;
   Buffer tile_list_memory_;            // of the plan's prefill lists
-  std::vector<size_t> logit_members_;  // whose logits were computed last
-  std::vector<TokenDraw> draws_;       // [logit_members_.size()]
-  std::vector<int32_t> drawn_;         // likewise: their tokens, but for those who need logits
-  std::vector<float> host_logits_;     // [members who need logits, vocab]
-  std::vector<size_t> host_rows_;      // [logit_members_.size()] where; kNoHostRow: not there
-  static constexpr size_t kNoHostRow = std::numeric_limits<size_t>::max();
-  std::vector<float> prompt_logits_;  // [kLogitRows, vocab], for those who ask
+  StepDraws draws_;                    // of the last logits
+  std::vector<size_t> drawn_members_;  // whose those are, a row each
+  std::vector<float> prompt_logits_;   // [kLogitRows, vocab], for those who ask
 };
 
 Status Engine::Impl::Check(const Request& request) const {
@@ -469,61 +465,26 @@ void Engine::Impl::KeepPrefix(const Sequence& sequence, int64_t first) {
   }
 }
 
-bool Engine::Impl::NeedsLogits(const Member& member) const {
-  const Sequence& sequence = *member.scheduled.sequence;
-  const Request& request = sequence.request;
-  if (request.on_token_logits || member.audit != nullptr) return true;
-  if (!request.forced_tokens.empty()) return false;
-  return sequence.sampler.changes_logits() || request.constraint != nullptr ||
-         static_cast<int64_t>(sequence.answer.size()) < request.min_tokens;
-}
-
-Status Engine::Impl::LoadLogits(size_t first) {
+Status Engine::Impl::DrawTokens(size_t first) {
   std::vector<int32_t> rows;
-  logit_members_.clear();
-  draws_.clear();
-  host_rows_.clear();
-  size_t num_host_rows = 0;
+  std::vector<StepDraws::Row> draws;
+  drawn_members_.clear();
   for (size_t i = first; i < members_.size() && rows.size() < LlamaModel::kLogitRows; ++i) {
     const Member& member = members_[i];
     if (!member.draws) continue;
     rows.push_back(member.range.first_row + member.range.num_rows - 1);
-    logit_members_.push_back(i);
-    const bool needs_logits = NeedsLogits(member);
+    drawn_members_.push_back(i);
     Sequence& sequence = *member.scheduled.sequence;
-    // What nobody asks for is the cheapest.
-    const bool unused = needs_logits || !sequence.request.forced_tokens.empty();
-    draws_.push_back(unused ? TokenDraw{.takes_largest = true} : sequence.sampler.NextDraw());
-    host_rows_.push_back(needs_logits ? num_host_rows++ : kNoHostRow);
-    sequence.stats.logit_copies += needs_logits ? 1 : 0;
+    const bool is_copied = sequence.request.on_token_logits || member.audit != nullptr;
+    sequence.stats.logit_copies += is_copied ? 1 : 0;
+    draws.push_back({.sequence = &sequence, .is_copied = is_copied});
   }
-  const ConstMatrix logits = LS_TRY(parts_.model->Logits(rows));
-  if (num_host_rows < rows.size()) {
-    drawn_.resize(rows.size());
-    LS_TRY(parts_.backend->PickTokens({.x = logits, .draws = draws_, .out = drawn_}));
-  }
-  const size_t vocab = static_cast<size_t>(parts_.model_config.vocab_size);
-  host_logits_.resize(num_host_rows * vocab);
-  for (size_t r = 0; r < rows.size();) {
-    size_t end = r + 1;
-    if (host_rows_[r] != kNoHostRow) {
-      while (end < rows.size() && host_rows_[end] != kNoHostRow) ++end;
-      LS_TRY(parts_.backend->CopyToHost(host_logits_.data() + host_rows_[r] * vocab,
-                                        static_cast<const float*>(logits.data) + r * vocab,
-                                        (end - r) * vocab * sizeof(float)));
-    }
-    r = end;
-  }
-  return Status();
+  return draws_.Draw(draws, LS_TRY(parts_.model->Logits(rows)));
 }
 
-Status Engine::Impl::DrawToken(const Member& member, size_t logits_row, RequestEvent* event) {
+Status Engine::Impl::TakeToken(const Member& member, size_t row, RequestEvent* event) {
   Sequence* sequence = member.scheduled.sequence;
-  std::span<float> logits;  // empty: the token was drawn where they are
-  if (host_rows_[logits_row] != kNoHostRow) {
-    const size_t vocab = static_cast<size_t>(parts_.model_config.vocab_size);
-    logits = std::span(host_logits_).subspan(host_rows_[logits_row] * vocab, vocab);
-  }
+  const std::span<const float> logits = draws_.logits(row);
   if (sequence->request.on_token_logits) sequence->request.on_token_logits(logits);
   if (member.audit != nullptr) {
     AuditStats step;
@@ -533,21 +494,8 @@ Status Engine::Impl::DrawToken(const Member& member, size_t logits_row, RequestE
   }
   const std::vector<int32_t>& forced = sequence->request.forced_tokens;
   const bool is_forced = !forced.empty();
-  if (static_cast<int64_t>(sequence->answer.size()) < sequence->request.min_tokens) {
-    constexpr float kNever = -std::numeric_limits<float>::infinity();
-    const auto forbid = [&](const std::vector<int32_t>& ids) {
-      for (const int32_t id : ids) {
-        if (id >= 0 && static_cast<size_t>(id) < logits.size())
-          logits[static_cast<size_t>(id)] = kNever;
-      }
-    };
-    forbid(parts_.model_config.eos_token_ids);
-    forbid(sequence->request.stop_token_ids);
-  }
-  if (sequence->request.constraint != nullptr) LS_TRY(sequence->request.constraint->Mask(logits));
-  const int32_t token = is_forced        ? forced[sequence->answer.size()]
-                        : logits.empty() ? LS_TRY(sequence->sampler.Take(drawn_[logits_row]))
-                                         : LS_TRY(sequence->sampler.Sample(logits));
+  const int32_t token = is_forced ? forced[sequence->answer.size()]
+                                  : LS_TRY(sequence->sampler.Take(LS_TRY(draws_.token(row))));
   sequence->answer.push_back(token);
   event->token = token;
   sequence->last_token_ms = sequence->since_added.milliseconds();
@@ -582,8 +530,8 @@ Result<RequestEvent> Engine::Impl::Finalize(size_t index) {
   // Before anything waits for the device: the members' logits in one product, which reads the
   // weight once.
   if (members_[index].draws &&
-      std::find(logit_members_.begin(), logit_members_.end(), index) == logit_members_.end()) {
-    LS_TRY(LoadLogits(index));
+      std::find(drawn_members_.begin(), drawn_members_.end(), index) == drawn_members_.end()) {
+    LS_TRY(DrawTokens(index));
   }
   Sequence* sequence = members_[index].scheduled.sequence;
   RequestEvent event{.id = sequence->id};
@@ -605,8 +553,8 @@ Status Engine::Impl::TakePart(size_t index, RequestEvent* event) {
   LS_TRY(AfterForward(member));
   event->prefill_done = std::min(sequence->computed_tokens, sequence->prompt_size());
   if (!status.ok() || !member.draws) return status;
-  const auto at = std::find(logit_members_.begin(), logit_members_.end(), index);
-  return DrawToken(member, static_cast<size_t>(at - logit_members_.begin()), event);
+  const auto at = std::find(drawn_members_.begin(), drawn_members_.end(), index);
+  return TakeToken(member, static_cast<size_t>(at - drawn_members_.begin()), event);
 }
 
 void Engine::Impl::Finish(Sequence* sequence, FinishReason reason, RequestEvent* event) {
@@ -657,7 +605,7 @@ Status Engine::Impl::RunBatch(std::span<const Scheduled> step,
   LS_TRY(BeginAudits());
   SetObserver();
   LS_TRY(parts_.model->Forward(batch_, parts_.store.get()));
-  logit_members_.clear();
+  drawn_members_.clear();
   for (size_t i = 0; i < members_.size(); ++i, ++*done) events->push_back(LS_TRY(Finalize(i)));
   return Status();
 }

@@ -40,35 +40,35 @@ std::vector<std::string> SamplingParams::Problems() const {
 
 Sampler::Sampler(const SamplingParams& params, std::span<const int32_t> prompt)
     : params_(params), rng_(params.seed) {
-  if (params_.repetition_penalty == 1.0) return;
-  for (const int32_t token : prompt) prompt_tokens_[token] = true;
+  if (repetition() != 1.0f) {
+    for (const int32_t token : prompt) Repeat(token);
+  }
+  // By token, so that each finds its place at the end; several of one token add up.
+  std::stable_sort(params_.logit_bias.begin(), params_.logit_bias.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
+  for (const auto& [token, bias] : params_.logit_bias) shifts_[ShiftOf(token)].bias += bias;
 }
 
-void Sampler::ApplyPenalties(std::span<float> logits) const {
-  for (const auto& [token, bias] : params_.logit_bias) logits[static_cast<size_t>(token)] += bias;
-  // Keskar et al. 2019 (CTRL), section 4.1, in transformers' form: a seen token's logit moves away
-  // from "likely" whatever its sign.
-  const float repetition = static_cast<float>(params_.repetition_penalty);
-  if (repetition != 1.0f) {
-    const auto repeat = [&](int32_t token) {
-      float& logit = logits[static_cast<size_t>(token)];
-      logit = logit > 0 ? logit / repetition : logit * repetition;
-    };
-    for (const auto& [token, seen] : prompt_tokens_) repeat(token);
-    for (const auto& [token, count] : answer_counts_) {
-      if (!prompt_tokens_.contains(token)) repeat(token);
-    }
-  }
-  if (params_.presence_penalty == 0 && params_.frequency_penalty == 0) return;
-  for (const auto& [token, count] : answer_counts_) {
-    logits[static_cast<size_t>(token)] -=
-        static_cast<float>(params_.presence_penalty + params_.frequency_penalty * count);
-  }
+void Sampler::Repeat(int32_t token) {
+  const size_t words = static_cast<size_t>(NumTokenWords(int64_t{token} + 1));
+  if (words > repeated_.size()) repeated_.resize(words);
+  AddToken(repeated_.data(), token);
 }
 
-bool Sampler::changes_logits() const {
-  return !params_.logit_bias.empty() || params_.repetition_penalty != 1.0 ||
-         params_.presence_penalty != 0 || params_.frequency_penalty != 0;
+size_t Sampler::ShiftOf(int32_t token) {
+  const auto at = std::lower_bound(
+      shifts_.begin(), shifts_.end(), token,
+      [](const LogitShift& shift, int32_t wanted) { return shift.token < wanted; });
+  const auto index = at - shifts_.begin();
+  if (at == shifts_.end() || at->token != token) {
+    counts_.insert(counts_.begin() + index, 0);
+    shifts_.insert(at, {.token = token});
+  }
+  return static_cast<size_t>(index);
+}
+
+LogitEdits Sampler::Edits() const {
+  return {.allowed = {}, .repeated = repeated_, .repetition = repetition(), .shifts = shifts_};
 }
 
 bool Sampler::takes_largest() const {
@@ -97,13 +97,14 @@ TokenDraw Sampler::NextDraw() const {
 Result<int32_t> Sampler::Take(int32_t token) {
   if (token < 0) return NanLogits();
   if (!takes_largest()) rng_.NextU64();
-  ++answer_counts_[token];
+  if (repetition() != 1.0f) Repeat(token);
+  if (params_.presence_penalty != 0 || params_.frequency_penalty != 0) {
+    const size_t shift = ShiftOf(token);
+    const int count = ++counts_[shift];
+    shifts_[shift].penalty =
+        static_cast<float>(params_.presence_penalty + params_.frequency_penalty * count);
+  }
   return token;
-}
-
-Result<int32_t> Sampler::Sample(std::span<float> logits) {
-  ApplyPenalties(logits);
-  return Take(DrawToken(logits, NextDraw()));
 }
 
 }  // namespace lserve

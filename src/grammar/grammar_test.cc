@@ -3,7 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <limits>
 
 #include "base/json.h"
@@ -16,7 +15,9 @@
 namespace lserve {
 namespace {
 
+using ::testing::Contains;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 Result<std::shared_ptr<const Grammar>> CompileSchema(const Json& schema,
                                                      const GrammarLimits& limits = {}) {
@@ -229,6 +230,17 @@ class MaskTest : public testing::Test {
     return trie;
   }
   static constexpr int32_t kEnd = 4084;
+  // What may come next, of so many tokens.
+  static std::vector<int32_t> Allowed(TokenConstraint& constraint, size_t num_tokens) {
+    std::vector<uint64_t> words((num_tokens + 63) / 64, ~uint64_t{0});
+    const Status status = constraint.Mask(words);
+    EXPECT_TRUE(status.ok()) << status.message();
+    std::vector<int32_t> allowed;
+    for (size_t id = 0; id < num_tokens; ++id) {
+      if (((words[id / 64] >> (id % 64)) & 1) != 0) allowed.push_back(static_cast<int32_t>(id));
+    }
+    return allowed;
+  }
   // An answer of random tokens under the mask, or at most `most` tokens of one.
   static std::string Draw(const std::shared_ptr<TokenMasker>& masker,
                           uint64_t seed,
@@ -239,13 +251,7 @@ class MaskTest : public testing::Test {
     std::string text;
     *whole = false;
     for (int i = 0; i < most && !*whole; ++i) {
-      std::vector<float> logits(4096 + 100, 0.0f);
-      const Status status = constraint.Mask(logits);
-      EXPECT_TRUE(status.ok()) << status.message() << " after " << text;
-      std::vector<int32_t> allowed;
-      for (size_t id = 0; id < logits.size(); ++id) {
-        if (std::isfinite(logits[id])) allowed.push_back(static_cast<int32_t>(id));
-      }
+      const std::vector<int32_t> allowed = Allowed(constraint, 4096 + 100);
       if (allowed.empty()) break;
       // Short tokens first, or a string would never end.
       const auto shortest = std::find_if(allowed.begin(), allowed.end(), [&](int32_t id) {
@@ -301,16 +307,12 @@ TEST_F(MaskTest, TheEndComesWithTheLastByteOrWithTheEndToken) {
   const auto number = std::make_shared<TokenMasker>(Compiled(R"({"enum":[1,12]})"), Trie(),
                                                     std::vector<int32_t>{kEnd});
   GrammarConstraint constraint(number);
-  std::vector<float> logits(4096);
-  ASSERT_TRUE(constraint.Mask(logits).ok());
-  EXPECT_FALSE(std::isfinite(logits[kEnd]));
+  EXPECT_THAT(Allowed(constraint, 4096), Not(Contains(kEnd)));
   int32_t one = 0;
   while (Trie()->TextOf(one) != "1") ++one;
   ASSERT_TRUE(constraint.Accept(one).ok());
   EXPECT_FALSE(constraint.complete());
-  logits.assign(4096, 0);
-  ASSERT_TRUE(constraint.Mask(logits).ok());
-  EXPECT_TRUE(std::isfinite(logits[kEnd]));
+  EXPECT_THAT(Allowed(constraint, 4096), Contains(kEnd));
   EXPECT_FALSE(constraint.Accept(one).ok());  // "11"
 }
 
@@ -322,15 +324,7 @@ TEST_F(MaskTest, BytesOfACharacterMayComeOneByOne) {
                                                     std::make_shared<const TokenTrie>(texts),
                                                     std::vector<int32_t>{0});
   GrammarConstraint constraint(masker);
-  const auto allowed = [&] {
-    std::vector<float> logits(texts.size());
-    EXPECT_TRUE(constraint.Mask(logits).ok());
-    std::vector<int32_t> ids;
-    for (size_t i = 0; i < logits.size(); ++i) {
-      if (std::isfinite(logits[i])) ids.push_back(static_cast<int32_t>(i));
-    }
-    return ids;
-  };
+  const auto allowed = [&] { return Allowed(constraint, texts.size()); };
   EXPECT_EQ(allowed(), std::vector<int32_t>({1}));
   ASSERT_TRUE(constraint.Accept(1).ok());
   EXPECT_EQ(allowed(), std::vector<int32_t>({2, 5}));

@@ -14,7 +14,6 @@ constexpr int64_t kWorkPerMask = 1'000'000;
 // the masks are 8 MB.
 constexpr size_t kMaxStateBytes = size_t{8} << 20;
 constexpr size_t kMaxMasks = 512;
-constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 Status TooAmbiguous() {
   return Status(Code::kInvalidArgument,
@@ -117,18 +116,11 @@ Result<const TokenMasker::Words*> TokenMasker::MaskOf(GrammarMatcher::StateId st
   return &masks_.emplace(state, std::move(words)).first->second;
 }
 
-Status TokenMasker::Mask(Position& position, std::span<float> logits) {
+Status TokenMasker::Mask(Position& position, std::span<uint64_t> allowed) {
   const std::lock_guard lock(mutex_);
   DropIfFull();
   const Words* words = LS_TRY(MaskOf(Find(position)));
-  for (size_t begin = 0; begin < logits.size(); begin += 64) {
-    const uint64_t word = begin / 64 < words->size() ? (*words)[begin / 64] : 0;
-    if (word == ~uint64_t{0}) continue;
-    const size_t count = std::min<size_t>(64, logits.size() - begin);
-    for (size_t k = 0; k < count; ++k) {
-      if (((word >> k) & 1u) == 0) logits[begin + k] = kNever;
-    }
-  }
+  for (size_t i = 0; i < allowed.size(); ++i) allowed[i] &= i < words->size() ? (*words)[i] : 0;
   return Status();
 }
 

@@ -36,8 +36,8 @@ class TokenMasker {
   Position Begin();
   // Error: `token` may not follow.
   Status Advance(Position& position, int32_t token);
-  // See TokenConstraint. `logits` may be longer than the vocabulary: padding may never follow.
-  Status Mask(Position& position, std::span<float> logits);
+  // See TokenConstraint. `allowed` may be longer than the vocabulary: padding may never follow.
+  Status Mask(Position& position, std::span<uint64_t> allowed);
   // Nothing can follow, and the text is whole.
   bool IsComplete(Position& position);
   // Finds the mask of the beginning, so that the engine's thread need not. Error: as Mask().
@@ -65,7 +65,7 @@ class GrammarConstraint : public TokenConstraint {
   explicit GrammarConstraint(std::shared_ptr<TokenMasker> masker)
       : masker_(std::move(masker)), position_(masker_->Begin()) {}
 
-  Status Mask(std::span<float> logits) override { return masker_->Mask(position_, logits); }
+  Status Mask(std::span<uint64_t> allowed) override { return masker_->Mask(position_, allowed); }
   Status Accept(int32_t token) override;
   bool complete() const override { return complete_; }
 

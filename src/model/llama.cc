@@ -214,7 +214,7 @@ Status LlamaModel::Mlp(int layer) {
   return Status();
 }
 
-Result<ConstMatrix> LlamaModel::Logits(std::span<const int32_t> rows) {
+Result<Matrix> LlamaModel::Logits(std::span<const int32_t> rows) {
   const int64_t count = static_cast<int64_t>(rows.size());
   LS_CHECK_LE(count, kLogitRows);
   const Matrix hidden = Rows(logit_hidden_, count), logits = Rows(logits_, count);
@@ -225,7 +225,7 @@ Result<ConstMatrix> LlamaModel::Logits(std::span<const int32_t> rows) {
                                           .y = hidden}},
                                 .linear = {.x = hidden, .weight = &weights_.lm_head, .y = logits},
                                 .gate = {}}));
-  return ConstMatrix(logits);
+  return logits;
 }
 
 }  // namespace lserve

@@ -46,9 +46,9 @@ class LlamaModel {
   Status Forward(const Batch& batch, KvStore* store);
 
   // Logits of some rows of the last Forward, in groups of at most kLogitRows: [rows.size(), vocab]
-  // floats on the device, valid until the next call.
+  // floats on the device, the caller's to change, valid until the next call.
   static constexpr int kLogitRows = 64;
-  Result<ConstMatrix> Logits(std::span<const int32_t> rows);
+  Result<Matrix> Logits(std::span<const int32_t> rows);
 
   // Of all Forward calls, spent in choosing pages for decode. On a GPU the last layer that chose is
   // not in it yet.

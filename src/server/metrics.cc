@@ -305,7 +305,7 @@ std::string Metrics::Render(const EngineSnapshot& engine, int64_t connections) c
               "Decode steps that left pages out.");
   out.Counter("lserve:selections_total", selections_, "Decode steps in which pages were chosen.");
   out.Counter("lserve:logit_copies_total", logit_copies_,
-              "Steps whose logits the host had to see to draw a token.");
+              "Steps whose logits were copied to the host: log probabilities, audits.");
   out.Counter("lserve:selector_seconds_total", engine.selector_seconds,
               "Time in which pages were chosen.");
   out.Gauge("lserve:streaming_head_share", engine.streaming_head_share,

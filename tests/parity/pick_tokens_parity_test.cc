@@ -1,10 +1,12 @@
-// PickTokens against the host's draw, whose token it gives exactly: every cut, ties, infinities,
-// NaN, rows of one column to those of a vocabulary.
+// PickTokens against the host's edits and draw, whose bits and token it gives exactly: every cut,
+// ties, infinities, NaN, penalties, masks, rows of one column to those of a vocabulary.
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <numbers>
+#include <span>
 
 #include "parity/parity_cases.h"
 
@@ -16,17 +18,29 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 class PickTokensParity : public testing::TestWithParam<Subject> {
  protected:
-  // Rows of `cols`, three floats apart, each with its draw: the backend's tokens are the host's.
-  void Expect(const std::vector<float>& rows, int64_t cols, const std::vector<TokenDraw>& draws) {
-    const int64_t num_rows = static_cast<int64_t>(draws.size());
-    const ConstMatrix x(rows.data(), DType::kF32, num_rows, cols, cols + 3);
+  // Rows of `cols`, three floats apart, each with its draw and, unless there are none, its edits:
+  // the backend's tokens and edited logits are the host's.
+  void Expect(std::vector<float> rows,
+              int64_t cols,
+              const std::vector<TokenDraw>& draws,
+              const std::vector<LogitEdits>& edits = {}) {
+    std::vector<float> expected_rows = rows;
     std::vector<int32_t> got(draws.size(), -2), expected(draws.size());
-    ASSERT_TRUE(backend_->PickTokens({.x = x, .draws = draws, .out = got}).ok());
     for (size_t r = 0; r < draws.size(); ++r) {
-      const float* row = rows.data() + static_cast<int64_t>(r) * (cols + 3);
-      expected[r] = DrawToken({row, static_cast<size_t>(cols)}, draws[r]);
+      const auto row = std::span(expected_rows)
+                           .subspan(r * static_cast<size_t>(cols + 3), static_cast<size_t>(cols));
+      if (!edits.empty()) EditLogits(row, edits[r]);
+      expected[r] = DrawToken(row, draws[r]);
     }
+    const Matrix x = {rows.data(), DType::kF32, static_cast<int64_t>(draws.size()), cols, cols + 3};
+    ASSERT_TRUE(backend_->PickTokens({.x = x, .draws = draws, .edits = edits, .out = got}).ok());
     EXPECT_EQ(got, expected) << cols << " columns";
+    for (size_t i = 0; i < rows.size(); ++i) {
+      if (std::isnan(rows[i]) && std::isnan(expected_rows[i])) continue;
+      ASSERT_EQ(rows[i], expected_rows[i])
+          << "row " << i / static_cast<size_t>(cols + 3) << ", column "
+          << i % static_cast<size_t>(cols + 3) << " of " << cols;
+    }
   }
 
   std::unique_ptr<Backend> backend_ = Make(GetParam());
@@ -54,7 +68,7 @@ TEST_P(PickTokensParity, LargestIsTheFirstOfEqualOnesAndNanIsTold) {
                                            -1,
                                            static_cast<int32_t>(last),
                                            0};
-    const ConstMatrix x(rows.data(), DType::kF32, 7, cols, cols + 3);
+    const Matrix x = {rows.data(), DType::kF32, 7, cols, cols + 3};
     std::vector<int32_t> got(expected.size());
     ASSERT_TRUE(backend_->PickTokens({.x = x, .draws = draws, .out = got}).ok());
     EXPECT_EQ(got, expected) << cols << " columns";
@@ -101,6 +115,103 @@ TEST_P(PickTokensParity, DrawsAreTheHosts) {
   }
 }
 
+// What a row's edits refer to.
+struct Changes {
+  std::vector<uint64_t> allowed, repeated;
+  float repetition = 1;
+  std::vector<LogitShift> shifts;
+
+  LogitEdits Edits() const {
+    return {.allowed = allowed, .repeated = repeated, .repetition = repetition, .shifts = shifts};
+  }
+};
+
+// Some of the kinds: a mask, repetition, shifts.
+Changes RandomChanges(Rng& rng, int64_t cols) {
+  Changes changes;
+  const size_t words = static_cast<size_t>(NumTokenWords(cols));
+  if (rng.NextBelow(2) == 0) {
+    // Most, or nearly none.
+    const bool few = rng.NextBelow(2) == 0;
+    for (size_t w = 0; w < words; ++w) {
+      const uint64_t a = rng.NextU64(), b = rng.NextU64();
+      changes.allowed.push_back(few ? a & b & rng.NextU64() & rng.NextU64() : a | b);
+    }
+  }
+  if (rng.NextBelow(2) == 0) {
+    changes.repetition = 0.5f + 1.5f * static_cast<float>(rng.NextDouble());
+    for (size_t w = 0; w < rng.NextBelow(words) + 1; ++w) changes.repeated.push_back(rng.NextU64());
+  }
+  if (rng.NextBelow(2) == 0) {
+    const uint64_t spacing = rng.NextBelow(2) == 0 ? 2 : 100;
+    for (int32_t token = 0; token < cols; ++token) {
+      if (rng.NextBelow(spacing) > 0) continue;
+      changes.shifts.push_back({.token = token,
+                                .bias = rng.NextBelow(2) == 0 ? 0 : 3 * rng.NextFloat(),
+                                .penalty = 2 * rng.NextFloat()});
+    }
+  }
+  return changes;
+}
+
+// Rows with and without edits side by side, greedy and drawn; now and then a logit that is not
+// finite.
+TEST_P(PickTokensParity, EditsAreTheHosts) {
+  Rng rng(12);
+  for (const int64_t cols : {1, 64, 257, 2048, 2049, 6001}) {
+    constexpr int kRows = 20;
+    std::vector<float> rows = RandomFloats(static_cast<uint64_t>(cols), kRows * (cols + 3), 4.0f);
+    std::vector<TokenDraw> draws;
+    std::vector<Changes> changes;
+    for (int r = 0; r < kRows; ++r) {
+      float* row = rows.data() + r * (cols + 3);
+      for (int64_t c = 0; r % 3 == 1 && c < cols; ++c) row[c] = std::round(row[c]);
+      constexpr float kSpecial[] = {kNan, kInf, -kInf};
+      if (r % 4 == 3) row[rng.NextBelow(static_cast<uint64_t>(cols))] = kSpecial[r % 3];
+      TokenDraw draw = {.takes_largest = r % 2 == 0, .scale = 1.8f, .random = rng.NextU64()};
+      if (r % 5 == 1) draw.top_k = 20;
+      if (r % 5 == 3) draw.top_p = uint64_t{15} << 60;
+      draws.push_back(draw);
+      changes.push_back(r % 7 == 6 ? Changes() : RandomChanges(rng, cols));
+    }
+    std::vector<LogitEdits> edits;
+    for (const Changes& c : changes) edits.push_back(c.Edits());
+    Expect(rows, cols, draws, edits);
+    for (int r = 0; r < kRows; r += 6) {
+      SCOPED_TRACE(r);
+      const auto first = rows.begin() + r * (cols + 3);
+      const size_t at = static_cast<size_t>(r);
+      Expect({first, first + cols + 3}, cols, {draws[at]}, {edits[at]});
+    }
+  }
+}
+
+TEST_P(PickTokensParity, MasksThatLeaveOneTokenOrNone) {
+  constexpr int64_t kCols = 3000;
+  constexpr int32_t kOnly = 2990;
+  std::vector<float> rows = RandomFloats(8, 6 * (kCols + 3));
+  std::vector<uint64_t> none(static_cast<size_t>(NumTokenWords(kCols))), one = none;
+  AddToken(one.data(), kOnly);
+  one.back() |= ~uint64_t{0} << (kCols % kTokensPerWord);  // beyond the row: no matter
+  // NaN where nothing is allowed does not count, and counts where something is.
+  rows[4 * (kCols + 3) + 7] = kNan;
+  rows[5 * (kCols + 3) + kOnly] = kNan;
+  const std::vector<LogitShift> bias = {{.token = 1, .bias = 100}, {.token = kOnly, .bias = -100}};
+  const std::vector<LogitEdits> edits = {{.allowed = one},  {.allowed = one, .shifts = bias},
+                                         {.allowed = none}, {.allowed = none, .shifts = bias},
+                                         {.allowed = one},  {.allowed = one}};
+  for (const bool takes_largest : {true, false}) {
+    const std::vector<TokenDraw> draws(
+        6, {.takes_largest = takes_largest, .top_p = uint64_t{1} << 63, .random = ~uint64_t{0}});
+    Expect(rows, kCols, draws, edits);
+    std::vector<float> copy = rows;
+    std::vector<int32_t> got(6);
+    const Matrix x = {copy.data(), DType::kF32, 6, kCols, kCols + 3};
+    ASSERT_TRUE(backend_->PickTokens({.x = x, .draws = draws, .edits = edits, .out = got}).ok());
+    EXPECT_EQ(got, (std::vector<int32_t>{kOnly, kOnly, 0, 0, kOnly, -1}));
+  }
+}
+
 // The ends of the random numbers, and a point on each border between two tokens.
 TEST_P(PickTokensParity, BordersBetweenTokens) {
   constexpr int64_t kCols = 300;
@@ -130,6 +241,18 @@ TEST_P(PickTokensParity, AVocabulary) {
       {.scale = 0.3f, .random = 0xe000000000000000},
       {.scale = 0.5f, .top_k = 20000, .top_p = 0xe000000000000000, .random = 0x8000000000000000}};
   Expect(rows, kCols, draws);
+  // A grammar that forbids half, a long prompt's repetition, a long answer's frequencies.
+  Rng rng(4);
+  Changes changes;
+  for (int64_t w = 0; w < NumTokenWords(kCols); ++w) {
+    changes.allowed.push_back(rng.NextU64());
+    changes.repeated.push_back(rng.NextU64() & rng.NextU64());
+  }
+  changes.repetition = 1.1f;
+  for (int32_t token = 0; token < kCols; token += 37) {
+    changes.shifts.push_back({.token = token, .penalty = 0.3f});
+  }
+  Expect(rows, kCols, draws, {changes.Edits(), {}, changes.Edits()});
   // All equal: one level holds everything.
   std::fill(rows.begin(), rows.end(), 0.5f);
   Expect(rows, kCols, draws);

@@ -92,7 +92,7 @@ class StagedBackend final : public Backend {
   Status PickTokens(const PickTokensParams& params) override {
     Stage stage(inner_.get());
     PickTokensParams p = params;
-    p.x = stage.In(params.x);
+    p.x = stage.InOut(params.x);
     return stage.Finish(inner_->PickTokens(p));
   }
   Status AppendKv(const AppendKvParams& params) override {

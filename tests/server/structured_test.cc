@@ -80,6 +80,7 @@ TEST_F(StructuredTest, AnswersAreOfTheSchema) {
                   At(json.value(), "kind") == Json("stone"));
     }
   }
+  EXPECT_EQ(server_->Metric("lserve:logit_copies_total"), 0) << "masks act where the logits are";
 }
 
 TEST_F(StructuredTest, JsonObjectAndStream) {

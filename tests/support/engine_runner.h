@@ -64,6 +64,23 @@ inline std::vector<Answer> RunAll(Engine& engine, std::vector<Request> requests)
   return answers;
 }
 
+// Without observers, so that nobody asks for logits; the answers have none.
+inline std::vector<Answer> RunUnseen(Engine& engine, const std::vector<Request>& requests) {
+  std::map<RequestId, size_t> index;
+  for (size_t i = 0; i < requests.size(); ++i) index[engine.Add(requests[i]).value()] = i;
+  std::vector<Answer> answers(requests.size());
+  while (engine.has_work()) {
+    for (const RequestEvent& event : engine.Step().value()) {
+      Answer& answer = answers[index[event.id]];
+      if (event.token) answer.tokens.push_back(*event.token);
+      answer.stats = event.stats;
+      answer.reason = event.finished.value_or(answer.reason);
+      answer.error = event.error;
+    }
+  }
+  return answers;
+}
+
 inline Answer RunOne(Engine& engine, Request request) {
   std::vector<Request> requests;
   requests.push_back(std::move(request));

@@ -192,20 +192,25 @@ Status CudaBackend::Rope(const RopeParams& params) {
 // Not a part of RunStep: the logits' rows and the draws differ in every step, and the host is ahead
 // of the device here.
 Status CudaBackend::PickTokens(const PickTokensParams& params) {
-  const bool only_largest = std::all_of(params.draws.begin(), params.draws.end(),
-                                        [](const TokenDraw& draw) { return draw.takes_largest; });
-  const int64_t rows = static_cast<int64_t>(params.out.size());
+  const int64_t rows = static_cast<int64_t>(params.out.size()), cols = params.x.cols;
   LS_CHECK_EQ(params.draws.size(), params.out.size());
-  LS_CHECK_LE(params.x.cols, kMaxDrawTokens);
+  LS_CHECK(params.edits.empty() || params.edits.size() == params.out.size());
+  LS_CHECK_LE(cols, kMaxDrawTokens);
+  const bool only_largest = !HasEdits(params.edits) &&
+                            std::all_of(params.draws.begin(), params.draws.end(),
+                                        [](const TokenDraw& draw) { return draw.takes_largest; });
   const size_t out_bytes = RoundUp(params.out.size_bytes(), alignof(std::max_align_t));
-  const size_t scratch_bytes = only_largest ? 0 : PickTokensScratchBytes(rows, params.x.cols);
-  std::byte* picked = LS_TRY(picked_.Get(out_bytes + scratch_bytes, stream_));
+  const size_t scratch_bytes = only_largest ? 0 : PickTokensScratchBytes(rows, cols);
+  const size_t upload_bytes = only_largest ? 0 : DrawUpload::Bytes(params);
+  std::byte* picked = LS_TRY(picked_.Get(out_bytes + upload_bytes + scratch_bytes, stream_));
   int32_t* out = reinterpret_cast<int32_t*>(picked);
   if (only_largest) {
-    LS_CUDA(LaunchPickLargest(View(params.x), rows, params.x.cols, out, stream_));
+    LS_CUDA(LaunchPickLargest(View(ConstMatrix(params.x)), rows, cols, out, stream_));
   } else {
-    LS_CUDA(LaunchPickTokens(View(params.x), params.x.cols, params.draws, picked + out_bytes, out,
-                             stream_));
+    const DrawUpload::Arrays arrays =
+        LS_TRY(draw_upload_.Copy(params, picked + out_bytes, stream_));
+    LS_CUDA(LaunchPickTokens(View(params.x), cols, params.draws, arrays.draws, arrays.edits,
+                             picked + out_bytes + upload_bytes, out, stream_));
   }
   return CopyToHost(params.out.data(), picked, params.out.size_bytes());
 }

@@ -14,6 +14,7 @@
 #include "backend/backend.h"
 #include "backend/cuda/device_memory.h"
 #include "backend/cuda/device_views.h"
+#include "backend/cuda/draw_upload.h"
 #include "backend/cuda/host_staging.h"
 #include "backend/cuda/kernels/kernels.h"
 #include "backend/cuda/selector_timer.h"
@@ -156,7 +157,8 @@ class CudaBackend : public Backend {
   bool selected_in_step_ = false;
   std::unordered_map<const PagePlan*, std::vector<PrefillGroup>> prefill_groups_;  // of the step
   Buffer decode_counters_;
-  DeviceScratch picked_;             // of PickTokens
+  DeviceScratch picked_;  // of PickTokens
+  DrawUpload draw_upload_;
   DeviceScratch linear_scratch_;     // x as bf16, or a weight as float
   DeviceScratch attention_scratch_;  // partial results, scores, dequantised pages
 };

@@ -10,6 +10,7 @@
 #include <span>
 
 #include "backend/cuda/device_views.h"
+#include "backend/logit_edits.h"
 #include "backend/prefill_order.h"
 #include "backend/token_draw.h"
 #include "tensor/dtype.h"
@@ -59,11 +60,14 @@ cudaError_t LaunchPickLargest(
     ConstMatrixView x, int64_t rows, int64_t cols, int32_t* out, cudaStream_t stream);
 
 // --- pick_tokens.cu
-// out[r] as PickTokensParams::out; `draws` is the host's, `scratch` PickTokensScratchBytes().
+// out[r] as PickTokensParams::out. The pointers and the arrays of `edits` (nullptr: none) are the
+// device's, `host_draws` are `draws`; `scratch` is PickTokensScratchBytes().
 size_t PickTokensScratchBytes(int64_t rows, int64_t cols);
-cudaError_t LaunchPickTokens(ConstMatrixView x,
+cudaError_t LaunchPickTokens(MatrixView x,
                              int64_t cols,
-                             std::span<const TokenDraw> draws,
+                             std::span<const TokenDraw> host_draws,
+                             const TokenDraw* draws,
+                             const LogitEdits* edits,
                              std::byte* scratch,
                              int32_t* out,
                              cudaStream_t stream);

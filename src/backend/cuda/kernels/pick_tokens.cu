@@ -8,6 +8,9 @@
 // the last 10. The first histogram is the same for all searches: top-k, then top-p, then the draw,
 // which need two passes each. A last pass finds the token among those of equal level by id.
 //
+// What changes the logits first (backend/logit_edits.h) does so in the pass that looks for the
+// largest one, in place: a block has the shifts of its tokens in shared memory.
+//
 // Bound: launches, of which there are 3 and 2 per search (docs/kernels/cuda_decode.md); a pass
 // reads 4 bytes per token from the L2 cache. A row is shared by blocks of kBlockTokens.
 #include <algorithm>
@@ -64,6 +67,7 @@ struct Rows {
   Bin* digits;       // [rows, kDigitBins], zero between kernels
   int* ties;         // [rows, blocks]
   const TokenDraw* draws;
+  const LogitEdits* edits;  // nullptr: none
   int32_t* out;
 };
 
@@ -216,10 +220,37 @@ __device__ void Advance(const TokenDraw& draw, Bin* top, Bin* digits, RowState* 
   __syncthreads();  // `state` is whole
 }
 
-__global__ void LargestKernel(ConstMatrixView x, int cols, Rows rows) {
+// Of the block's tokens, each by the thread that reads it next in LargestKernel.
+__device__ void EditBlock(const LogitEdits& edits, int cols, float* row) {
+  __shared__ float biases[kBlockTokens], penalties[kBlockTokens];
+  for (int i = threadIdx.x; i < kBlockTokens; i += kThreads) biases[i] = penalties[i] = 0;
+  __syncthreads();  // the zeros are there
+  const int first = static_cast<int>(blockIdx.x) * kBlockTokens;
+  for (size_t i = threadIdx.x; i < edits.shifts.size(); i += kThreads) {
+    const LogitShift shift = edits.shifts.data()[i];
+    const int at = shift.token - first;
+    if (at < 0 || at >= kBlockTokens) continue;
+    biases[at] = shift.bias;
+    penalties[at] = shift.penalty;
+  }
+  __syncthreads();  // the shifts are there
+  const int64_t num_repeated = static_cast<int64_t>(edits.repeated.size()) * kTokensPerWord;
+  for (int at = threadIdx.x; at < kBlockTokens && first + at < cols; at += kThreads) {
+    const int c = first + at;
+    const bool allowed = edits.allowed.empty() || HasToken(edits.allowed.data(), c);
+    const bool repeated = c < num_repeated && HasToken(edits.repeated.data(), c);
+    row[c] =
+        EditedLogit(row[c], allowed, biases[at], repeated ? edits.repetition : 1.0f, penalties[at]);
+  }
+}
+
+__global__ void LargestKernel(MatrixView x, int cols, Rows rows) {
   LetNextStart();
   WaitForPrevious();
-  const float* row = x.data + blockIdx.y * x.stride;
+  float* row = x.data + blockIdx.y * x.stride;
+  if (rows.edits != nullptr && rows.edits[blockIdx.y].any()) {
+    EditBlock(rows.edits[blockIdx.y], cols, row);
+  }
   Word best = 0;
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
@@ -356,13 +387,12 @@ struct Layout {
     const size_t n = static_cast<size_t>(rows);
     top = n * sizeof(RowState);
     digits = top + n * kTopBins * sizeof(Bin);
-    draws = digits + n * kDigitBins * sizeof(Bin);
-    ties = draws + n * sizeof(TokenDraw);
+    ties = digits + n * kDigitBins * sizeof(Bin);
     bytes = ties + n * static_cast<size_t>(NumBlocks(cols)) * sizeof(int);
   }
-  size_t top, digits, draws, ties, bytes;
+  size_t top, digits, ties, bytes;
 };
-static_assert(sizeof(RowState) % alignof(Bin) == 0 && alignof(TokenDraw) <= alignof(Bin));
+static_assert(sizeof(RowState) % alignof(Bin) == 0);
 
 }  // namespace
 
@@ -370,43 +400,42 @@ size_t PickTokensScratchBytes(int64_t rows, int64_t cols) {
   return Layout(rows, cols).bytes;
 }
 
-cudaError_t LaunchPickTokens(ConstMatrixView x,
+cudaError_t LaunchPickTokens(MatrixView x,
                              int64_t cols,
-                             std::span<const TokenDraw> draws,
+                             std::span<const TokenDraw> host_draws,
+                             const TokenDraw* draws,
+                             const LogitEdits* edits,
                              std::byte* scratch,
                              int32_t* out,
                              cudaStream_t stream) {
-  const int64_t num_rows = static_cast<int64_t>(draws.size());
+  const int64_t num_rows = static_cast<int64_t>(host_draws.size());
   if (num_rows == 0) return cudaSuccess;
   const Layout layout(num_rows, cols);
-  TokenDraw* device_draws = reinterpret_cast<TokenDraw*>(scratch + layout.draws);
-  // From pageable memory: CUDA takes the bytes before the call returns.
-  cudaError_t error = cudaMemcpyAsync(device_draws, draws.data(), draws.size_bytes(),
-                                      cudaMemcpyHostToDevice, stream);
-  if (error != cudaSuccess) return error;
-  error = cudaMemsetAsync(scratch, 0, layout.draws, stream);
+  cudaError_t error = cudaMemsetAsync(scratch, 0, layout.ties, stream);
   const Rows rows = {.states = reinterpret_cast<RowState*>(scratch),
                      .top = reinterpret_cast<Bin*>(scratch + layout.top),
                      .digits = reinterpret_cast<Bin*>(scratch + layout.digits),
                      .ties = reinterpret_cast<int*>(scratch + layout.ties),
-                     .draws = device_draws,
+                     .draws = draws,
+                     .edits = edits,
                      .out = out};
   // Of the row with the most: a draw, and what cuts before it.
   int searches = 0;
-  for (const TokenDraw& draw : draws) {
+  for (const TokenDraw& draw : host_draws) {
     if (draw.takes_largest) continue;
     const int cuts = (draw.top_k > 0 ? 1 : 0) + (draw.top_p != TokenDraw::kWhole ? 1 : 0);
     searches = std::max(searches, 1 + cuts);
   }
   const dim3 grid(static_cast<unsigned>(NumBlocks(cols)), static_cast<unsigned>(num_rows));
-  const auto launch = [&](void (*kernel)(ConstMatrixView, int, Rows)) {
+  const auto launch = [&](auto kernel, auto view) {
     if (error != cudaSuccess) return;
-    error = LaunchChained(kernel, grid, kThreads, 0, stream, x, static_cast<int>(cols), rows);
+    error = LaunchChained(kernel, grid, kThreads, 0, stream, view, static_cast<int>(cols), rows);
   };
-  launch(LargestKernel);
+  launch(LargestKernel, x);
+  const ConstMatrixView edited = {.data = x.data, .stride = x.stride};
   const int histograms = searches == 0 ? 0 : 1 + 2 * searches;
-  for (int i = 0; i < histograms; ++i) launch(HistogramKernel);
-  launch(TieKernel);
+  for (int i = 0; i < histograms; ++i) launch(HistogramKernel, edited);
+  launch(TieKernel, edited);
   return error;
 }
 
