@@ -47,8 +47,9 @@ void AddAttentionFlags(FlagSet& flags, EngineFlags& out) {
                "share of the estimated attention that a retrieval head's tiles of keys must carry "
                "while the prompt is read, 0 or 1: it reads every tile. Default: 0.9");
   flags.Integer("--sparse-prefill-max-tokens", attention.prefill_max_tokens, 0, "TOKENS",
-                "tokens that such a tile reads at most, so that long prompts take time by their "
-                "length, not by its square; 0: as many as the threshold asks for");
+                "tokens of a prompt that 128 neighbouring tokens read at most, however flat the "
+                "attention: past that, what is read grows with the length of a prompt instead of "
+                "with its square. 0: as many as the threshold asks for");
   flags.Size("--sparse-prefill-min-context", attention.prefill_min_position, 0, {}, "TOKENS",
              "positions below this read every tile whatever the threshold");
   flags.Integer("--selector-interval,--selector-update-interval", attention.selector_interval, 0,

@@ -49,9 +49,10 @@ struct AttentionSettings {
   // Prefill of the retrieval heads: a tile of 128 queries reads the tiles of 128 keys that together
   // carry this share of its estimated attention (SelectTiles). 0 or 1: all of them.
   double prefill_threshold = kDefaultPrefillThreshold;
-  // Keys that such a tile reads at most, in whole tiles (rounded down), the always-kept first tile
-  // and two newest ones included: past it a prompt's time grows with its length, not with its
-  // square. 0: as many as the threshold asks for.
+  // Keys that such a tile of queries reads at most, in whole tiles (rounded down), the always-kept
+  // first tile and two newest ones included: past it what is read of a prompt grows with its
+  // length, not with its square (the estimate still sees all keys). 0: as many as the threshold
+  // asks for. What it costs: docs/adr/0035-tiles-at-most.md.
   int prefill_max_tokens = kDefaultPrefillMaxTokens;
   // Tiles that begin below this position are dense: there the estimate and what a short list leaves
   // cost as much as reading everything. Measured, see docs/adr/0012-block-sparse-prefill.md.

@@ -335,6 +335,7 @@ class Runner {
     AttentionSettings settings;
     settings.mode = AttentionMode::kSparse;
     settings.prefill_threshold = 0.9;
+    settings.prefill_max_tokens = 0;
     settings.prefill_min_position = 0;
     PagePlan plan;
     PlanPrefill(settings, cache->layout(), cache->LastRows(kChunk), &plan);

@@ -57,7 +57,10 @@ Result<std::span<const CudaBackend::PrefillGroup>> CudaBackend::PrefillGroups(
   const PagePlan& plan = *params.plan;
   const KvLayout& layout = params.store->layout();
   std::vector<PrefillGroup>& groups = prefill_groups_[&plan];
-  if (uploads_.Find(&plan) != nullptr) return std::span<const PrefillGroup>(groups);
+  if (uploads_.Find(&plan) != nullptr) {
+    LS_CHECK(!groups.empty() || plan.rows.empty()) << "a plan of decode steps";
+    return std::span<const PrefillGroup>(groups);
+  }
   groups.clear();
 
   std::vector<int> order = LongestFirst(plan);

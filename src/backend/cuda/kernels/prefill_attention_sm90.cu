@@ -54,7 +54,7 @@ struct Item {
 };
 
 // What the producer says of a step, so that consumers find it in one word: to look at the pages
-// themselves took an eighth of a step, between its products.
+// themselves took a tenth of a step, between its products.
 enum StepFlag : uint32_t {
   kLastStep = 1,     // of its item
   kUnwritten = 2,    // V has rows past the last token

@@ -139,18 +139,6 @@ __device__ inline void ArriveAndExpect(uint64_t* barrier, uint32_t bytes) {
                "r"(bytes)
                : "memory");
 }
-// Whether the phase of this parity has completed, after a while at most.
-__device__ inline bool TryWait(uint64_t* barrier, uint32_t parity) {
-  uint32_t done;
-  asm volatile(
-      "{\n.reg .pred p;\n"
-      "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 p, [%1], %2;\n"
-      "selp.b32 %0, 1, 0, p;\n}\n"
-      : "=r"(done)
-      : "r"(SharedAddress(barrier)), "r"(parity)
-      : "memory");
-  return done != 0;
-}
 // Until the phase of this parity has completed.
 __device__ inline void Wait(uint64_t* barrier, uint32_t parity) {
   asm volatile(
