@@ -278,11 +278,10 @@ Status CudaBackend::SelectPages(const SelectPagesParams& params) {
   args.num_requests = static_cast<int>(requests.size());
   args.q = View(params.q);
   args.scale = params.scale;
-  args.scores = reinterpret_cast<float*>(
-      LS_TRY(attention_scratch_.Get(SelectPagesScratchBytes(args), stream_)));
+  args.scratch = LS_TRY(attention_scratch_.Get(SelectPagesScratchBytes(args), stream_));
   if (Noted(&store, params.layer, args.sequences, args.requests, args.num_requests,
             args.max_candidates, args.max_pages, args.q.data, args.q.stride, args.scale,
-            args.layer.group, args.scores)) {
+            args.layer.group, args.scratch)) {
     return Status();
   }
   LS_CUDA(LaunchSelectPages(args, stream_));

@@ -300,7 +300,7 @@ struct SelectPagesArgs {
   PageIdx max_pages = 0;   // largest num_pages
   ConstMatrixView q = {};
   float scale = 0;
-  float* scores = nullptr;  // [num_requests, num_slots, group, max_candidates] scratch
+  std::byte* scratch = nullptr;  // of SelectPagesScratchBytes()
   SelectorClock* clock = nullptr;
 };
 size_t SelectPagesScratchBytes(const SelectPagesArgs& args);

@@ -1,11 +1,12 @@
 // select_pages: which pages of a decoding sequence the retrieval heads read (ops.h, SelectPages).
 //
 //   1. Scores: for every page that competes and every query head, the largest of its logical pages'
-//      bounds sum over d of max(q_d min_d, q_d max_d). Bytes: the statistics once for 8 heads of
-//      the group, 16 D per page; the bound is memory.
-//   2. Choice, one block per (request, slot): softmax per head, mean over the group, then the k
-//      largest by radix selection on the bits of the (non-negative) floats, ties to the lower page,
-//      and the pages as runs.
+//      bounds sum over d of max(q_d min_d, q_d max_d); for every piece of four pages that a warp
+//      scores at once also their maximum and the sum of their exponentials. Bytes: the statistics
+//      once for 8 heads of the group, 16 D per page; the bound is memory.
+//   2. Choice, one block per (request, slot): softmax per head, from the pieces, mean over the
+//      group, then the k largest by radix selection on the bits of the (non-negative) floats, ties
+//      to the lower page, and the pages as runs.
 #include <algorithm>
 #include <cstdint>
 
@@ -28,10 +29,24 @@ constexpr int kRadixBits = 10;
 constexpr int kBuckets = 1 << kRadixBits;
 static_assert(kBuckets == kChoiceThreads, "a thread has a bucket");
 
-__device__ float* ScoresOf(const SelectPagesArgs& args, int request, int slot, int g) {
+// What the first kernel leaves of each (request, slot, query head), in `scratch`: (maximum, sum of
+// exponentials relative to it) of every piece of kScorePages candidates, then, behind those of all,
+// every candidate's score.
+__host__ __device__ int64_t NumScoreRows(const SelectPagesArgs& args) {
+  return int64_t{args.num_requests} * args.layer.ways[0].num_slots * args.layer.group;
+}
+__host__ __device__ int PiecesOf(int candidates) {
+  return (candidates + kScorePages - 1) / kScorePages;
+}
+__device__ int64_t ScoreRow(const SelectPagesArgs& args, int request, int slot, int g) {
   const int num_slots = args.layer.ways[0].num_slots;
-  return args.scores +
-         ((int64_t{request} * num_slots + slot) * args.layer.group + g) * args.max_candidates;
+  return (int64_t{request} * num_slots + slot) * args.layer.group + g;
+}
+__device__ float2* PieceSums(const SelectPagesArgs& args, int64_t row) {
+  return reinterpret_cast<float2*>(args.scratch) + row * PiecesOf(args.max_candidates);
+}
+__device__ float* Scores(const SelectPagesArgs& args, int64_t row) {
+  return reinterpret_cast<float*>(PieceSums(args, NumScoreRows(args))) + row * args.max_candidates;
 }
 
 __device__ uint64_t GlobalTime() {
@@ -122,10 +137,26 @@ __global__ void __launch_bounds__(kScoreWarps* kWarp) ScorePagesKernel(SelectPag
         bounds[e] = fmaxf(bounds[e], __shfl_xor_sync(0xffffffffu, bounds[e], 4));
         bounds[e] = fmaxf(bounds[e], __shfl_xor_sync(0xffffffffu, bounds[e], 8));
         const int page = first + e / 2 * 2 + r / kLogicalPagesPerPage;
-        const int head = first_head + 2 * j + e % 2;
-        if (r % kLogicalPagesPerPage == 0 && page < request.last && head < group) {
-          ScoresOf(args, blockIdx.z, slot, head)[page - request.first] = bounds[e] * args.scale;
-        }
+        bounds[e] = page < request.last ? bounds[e] * args.scale : -INFINITY;
+      }
+      // Pieces are cut by position, so that sums do not depend on the grid, which follows the
+      // batch.
+#pragma unroll
+      for (int odd = 0; odd < 2; ++odd) {
+        const float a = bounds[odd], b = bounds[2 + odd];
+        const float pair = fmaxf(a, b);
+        const float max = fmaxf(pair, __shfl_xor_sync(0xffffffffu, pair, 16));
+        const float base = max == -INFINITY ? 0.0f : max;
+        float sum = expf(a - base) + expf(b - base);
+        sum += __shfl_xor_sync(0xffffffffu, sum, 16);
+        const int head = first_head + 2 * j + odd;
+        if (r % kLogicalPagesPerPage != 0 || head >= group) continue;
+        const int64_t row = ScoreRow(args, blockIdx.z, slot, head);
+        float* scores = Scores(args, row) + (first - request.first) + r / kLogicalPagesPerPage;
+        const int left = request.last - first - r / kLogicalPagesPerPage;
+        if (left > 0) scores[0] = a;
+        if (left > 2) scores[2] = b;
+        if (r == 0) PieceSums(args, row)[(first - request.first) / kScorePages] = {max, sum};
       }
     }
   }
@@ -222,40 +253,49 @@ __global__ void __launch_bounds__(kChoiceThreads) ChoosePagesKernel(SelectPagesA
   const int num_words = (request.num_pages + 31) / 32;
   const auto larger = [](float a, float b) { return fmaxf(a, b); };
 
-  for (int i = threadIdx.x; i < n; i += kChoiceThreads) mean[i] = 0;
+  float bounds[2] = {0, -INFINITY};  // of the means: the largest, and the smallest negated
   for (int first = 0; first < group && n > 0; first += kHeadsAtOnce) {
+    const int64_t first_row = ScoreRow(args, blockIdx.y, slot, 0);
     const float* scores[kHeadsAtOnce];
+    const float2* pieces[kHeadsAtOnce];
     float max[kHeadsAtOnce], sum[kHeadsAtOnce];
 #pragma unroll
     for (int g = 0; g < kHeadsAtOnce; ++g) {
-      scores[g] = ScoresOf(args, blockIdx.y, slot, min(first + g, group - 1));
+      const int64_t row = first_row + min(first + g, group - 1);
+      scores[g] = Scores(args, row);
+      pieces[g] = PieceSums(args, row);
       max[g] = -INFINITY;
       sum[g] = 0;
     }
-    for (int i = threadIdx.x; i < n; i += kChoiceThreads) {
+    for (int i = threadIdx.x; i < PiecesOf(n); i += kChoiceThreads) {
 #pragma unroll
-      for (int g = 0; g < kHeadsAtOnce; ++g) max[g] = fmaxf(max[g], scores[g][i]);
+      for (int g = 0; g < kHeadsAtOnce; ++g) max[g] = fmaxf(max[g], pieces[g][i].x);
     }
     BlockReduce(max, reduce, larger);
-    for (int i = threadIdx.x; i < n; i += kChoiceThreads) {
+    for (int i = threadIdx.x; i < PiecesOf(n); i += kChoiceThreads) {
 #pragma unroll
-      for (int g = 0; g < kHeadsAtOnce; ++g) sum[g] += expf(scores[g][i] - max[g]);
+      for (int g = 0; g < kHeadsAtOnce; ++g) {
+        const float2 piece = pieces[g][i];
+        sum[g] += piece.y * expf(piece.x - max[g]);
+      }
     }
     BlockReduce(sum, reduce, [](float a, float b) { return a + b; });
+    const bool last = first + kHeadsAtOnce >= group;
+#pragma unroll 4
     for (int i = threadIdx.x; i < n; i += kChoiceThreads) {
+      float share = first > 0 ? mean[i] : 0;
 #pragma unroll
       for (int g = 0; g < kHeadsAtOnce; ++g) {
         if (first + g >= group) continue;
-        mean[i] += expf(scores[g][i] - max[g]) / sum[g] / static_cast<float>(group);
+        share += expf(scores[g][i] - max[g]) / sum[g] / static_cast<float>(group);
       }
+      // NaN (from a broken model) has no order.
+      if (last && !(share >= 0)) share = 0;
+      mean[i] = share;
+      if (!last) continue;
+      bounds[0] = fmaxf(bounds[0], share);
+      bounds[1] = fmaxf(bounds[1], -share);
     }
-  }
-  float bounds[2] = {0, -INFINITY};  // the largest, and the smallest negated
-  for (int i = threadIdx.x; i < n; i += kChoiceThreads) {
-    // NaN (from a broken model) has no order.
-    if (!(mean[i] >= 0)) mean[i] = 0;
-    bounds[0] = fmaxf(bounds[0], mean[i]);
-    bounds[1] = fmaxf(bounds[1], -mean[i]);
   }
   BlockReduce(bounds, reduce, larger);
 
@@ -312,9 +352,9 @@ cudaError_t LaunchScores(const SelectPagesArgs& args, cudaStream_t stream) {
 }  // namespace
 
 size_t SelectPagesScratchBytes(const SelectPagesArgs& args) {
-  return sizeof(float) * static_cast<size_t>(args.num_requests) *
-         static_cast<size_t>(args.layer.ways[0].num_slots) * static_cast<size_t>(args.layer.group) *
-         static_cast<size_t>(args.max_candidates);
+  const size_t row = static_cast<size_t>(PiecesOf(args.max_candidates)) * sizeof(float2) +
+                     static_cast<size_t>(args.max_candidates) * sizeof(float);
+  return static_cast<size_t>(NumScoreRows(args)) * row;
 }
 
 cudaError_t LaunchSelectPages(const SelectPagesArgs& args, cudaStream_t stream) {
