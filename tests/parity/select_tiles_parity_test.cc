@@ -191,8 +191,8 @@ TEST_P(TileParity, KeepsTheHeaviestTiles) {
                                                               {16, 2, 1, 0.5, kAllTiles},
                                                               {3, 0, 1, 0.7, kAllTiles},
                                                               {2, 1, 2, 0.99, kAllTiles},
-                                                              {19, 1, 2, 0.9, 6},
-                                                              {18, 2, 2, 0.8, 2}}) {
+                                                              {7, 1, 2, 0.9, 3},
+                                                              {6, 2, 2, 0.9, 2}}) {
       const TileSelectRequest request = {.sequence = 1,
                                          .first_query = 3,
                                          .first_position = int64_t{tile} * kTileTokens,
