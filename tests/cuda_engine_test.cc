@@ -60,20 +60,25 @@ class CudaEngine : public testing::Test {
 
   // Prompts whole and in chunks, alone and in company.
   static void ExpectAnswersToDependOnTheRequestAlone(EngineConfig config) {
-    config.batch_invariant = true;
-    const bool selects = config.attention.prefill_threshold > 0;
-    const std::unique_ptr<Engine> whole = MakeEngine(config);
-    const std::vector<Answer> together = RunAll(*whole, Requests(false));
-    config.max_num_batched_tokens = 136;
-    const std::unique_ptr<Engine> chunked = MakeEngine(config);
-    std::vector<Request> alone = Requests(false);
-    for (size_t i = 0; i < alone.size(); ++i) {
-      const Answer answer = RunOne(*chunked, std::move(alone[i]));
-      EXPECT_EQ(answer.stats.tile_selections > 0, selects && i > 0);
-      EXPECT_EQ(answer.tokens.size(), 70u) << answer.error.message();
-      EXPECT_EQ(answer.tokens, together[i].tokens) << "request " << i;
-      EXPECT_TRUE(SameBits(answer.prompt_logits, together[i].prompt_logits)) << "request " << i;
-      EXPECT_TRUE(SameBits(answer.token_logits, together[i].token_logits)) << "request " << i;
+    for (const double threshold : {0.0, 0.8}) {
+      SCOPED_TRACE(StrCat("prefill threshold ", threshold));
+      config.batch_invariant = true;
+      config.attention.prefill_threshold = threshold;
+      config.attention.prefill_min_position = 0;
+      const std::unique_ptr<Engine> whole = MakeEngine(config);
+      const std::vector<Answer> together = RunAll(*whole, Requests(false));
+      EngineConfig in_chunks = config;
+      in_chunks.max_num_batched_tokens = 136;
+      const std::unique_ptr<Engine> chunked = MakeEngine(in_chunks);
+      std::vector<Request> alone = Requests(false);
+      for (size_t i = 0; i < alone.size(); ++i) {
+        const Answer answer = RunOne(*chunked, std::move(alone[i]));
+        EXPECT_EQ(answer.stats.tile_selections > 0, threshold > 0 && i > 0);
+        EXPECT_EQ(answer.tokens.size(), 70u) << answer.error.message();
+        EXPECT_EQ(answer.tokens, together[i].tokens) << "request " << i;
+        EXPECT_TRUE(SameBits(answer.prompt_logits, together[i].prompt_logits)) << "request " << i;
+        EXPECT_TRUE(SameBits(answer.token_logits, together[i].token_logits)) << "request " << i;
+      }
     }
   }
 
@@ -155,14 +160,10 @@ TEST_F(CudaEngine, Fp8PagesCostWhatTheyCostTheReference) {
 // As engine_exactness_test.cc asks of the CPU.
 TEST_F(CudaEngine, BatchInvariantAnswersDependOnTheRequestAlone) {
   for (const char* quantization : {"none", "int8", "int4"}) {
-    for (const double threshold : {0.0, 0.8}) {
-      SCOPED_TRACE(StrCat("weights ", quantization, ", prefill threshold ", threshold));
-      EngineConfig config = Config();
-      config.quantization = quantization;
-      config.attention.prefill_threshold = threshold;
-      config.attention.prefill_min_position = 0;
-      ExpectAnswersToDependOnTheRequestAlone(config);
-    }
+    SCOPED_TRACE(StrCat("weights ", quantization));
+    EngineConfig config = Config();
+    config.quantization = quantization;
+    ExpectAnswersToDependOnTheRequestAlone(config);
   }
 }
 
@@ -170,15 +171,11 @@ TEST_F(CudaEngine, BatchInvariantAnswersDependOnTheRequestAlone) {
 TEST_F(CudaEngine, BatchInvariantAnswersOverPagesOfEveryType) {
   const RandomCheckpoint checkpoint(Shape(64));
   for (const char* kv_dtype : {"bf16", "int8", "fp8", "int4"}) {
-    for (const double threshold : {0.0, 0.8}) {
-      SCOPED_TRACE(StrCat("KV ", kv_dtype, ", prefill threshold ", threshold));
-      EngineConfig config = Config();
-      config.model_dir = checkpoint.dir();
-      config.kv_cache_dtype = kv_dtype;
-      config.attention.prefill_threshold = threshold;
-      config.attention.prefill_min_position = 0;
-      ExpectAnswersToDependOnTheRequestAlone(config);
-    }
+    SCOPED_TRACE(StrCat("KV ", kv_dtype));
+    EngineConfig config = Config();
+    config.model_dir = checkpoint.dir();
+    config.kv_cache_dtype = kv_dtype;
+    ExpectAnswersToDependOnTheRequestAlone(config);
   }
 }
 
